@@ -1,0 +1,219 @@
+"""What can be configured: one frozen model per section, one sentence and unit per field.
+
+Imports no torch, so that `--help`, `--check` and the launcher answer at once. A field that the
+run can derive (the number of accumulated micro-batches, the epoch) is not here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of fields; unknown keys are refused and values cannot change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class Run(Section):
+    """The run as a whole."""
+
+    output_dir: Path = Field(
+        Path("runs/default"), description="Folder that receives everything the run leaves."
+    )
+    seed: NonNegativeInt = Field(
+        0, description="Seed of the initial weights, the order of examples, and dropout."
+    )
+    overwrite: bool = Field(
+        False, description="Replace an earlier run found in output_dir instead of refusing."
+    )
+
+
+class Model(Section):
+    """The model and its tokenizer: `path` to start from weights, or `config` to start anew."""
+
+    path: str | None = Field(
+        None, description="Folder or hub name of a pretrained model to continue from."
+    )
+    config: dict[str, Any] | None = Field(
+        None,
+        description="A transformers configuration (model_type and its fields) to start anew.",
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="Folder or hub name; `embedded` trains a byte-level BPE on the embedded "
+        "corpus; unset: the tokenizer of model.path.",
+    )
+
+
+class Data(Section):
+    """Where examples come from and how they become tokens."""
+
+    train: str = Field(
+        "embedded",
+        description="Training examples: `embedded` (the Python standard library) or the path of "
+        "a JSONL file.",
+    )
+    evaluate: str | None = Field(
+        None, description="Held-out examples, given like data.train; unset: no evaluation."
+    )
+    max_length: PositiveInt = Field(
+        1024, description="Longest example in tokens; longer ones are cut at the end and counted."
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/gradacc_dist"),
+        description="Folder of tokenised data and trained tokenizers, shared by runs.",
+    )
+
+
+class Objective(Section):
+    """What is minimised."""
+
+    name: Literal["causal_lm"] = Field(
+        "causal_lm", description="Kind of head and loss: next-token cross-entropy."
+    )
+    denominator: Literal["window", "micro_batch_mean"] = Field(
+        "window",
+        description="`window`: the sum over all ranks divided by the global count of supervised "
+        "tokens; `micro_batch_mean`: the historical mean of means, wrong, for comparison only.",
+    )
+
+
+class Window(Section):
+    """Everything between two optimizer steps, over all ranks: the global batch."""
+
+    examples: PositiveInt = Field(
+        64, description="Examples per optimizer step, over all ranks; the size of the global batch."
+    )
+    on_zero_items: Literal["error", "skip"] = Field(
+        "error",
+        description="When a window holds no supervised token: stop, or skip its optimizer step.",
+    )
+
+
+class MicroBatch(Section):
+    """What one rank runs through one forward and backward; accumulation follows from it."""
+
+    examples: PositiveInt = Field(
+        8, description="Most examples in one forward; lower it when memory runs out."
+    )
+
+
+class Optimizer(Section):
+    """How gradients become weights."""
+
+    name: Literal["adamw", "sgd"] = Field("adamw", description="Kind of optimizer.")
+    learning_rate: NonNegativeFloat = Field(
+        3e-4, description="Peak learning rate, reached after warm-up."
+    )
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's two decay rates.")
+    eps: PositiveFloat = Field(1e-8, description="AdamW's term that keeps a division finite.")
+    momentum: Beta = Field(0.0, description="SGD's momentum.")
+    weight_decay: NonNegativeFloat = Field(
+        0.1, description="Decay per step times learning rate, on matrices only."
+    )
+    max_grad_norm: PositiveFloat | None = Field(
+        1.0, description="Largest global gradient norm before clipping; null: never clip."
+    )
+    on_non_finite: Literal["error", "skip"] = Field(
+        "error",
+        description="When a loss or gradient is NaN or infinite: stop, or skip the optimizer step.",
+    )
+
+
+class Schedule(Section):
+    """How long to train, and the learning rate as a function of the step."""
+
+    steps: PositiveInt = Field(1000, description="Number of windows to train on.")
+    shape: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Shape of the learning rate after warm-up."
+    )
+    warmup_steps: NonNegativeInt = Field(
+        0, description="Optimizer steps in which the learning rate rises from zero to its peak."
+    )
+    final_fraction: Fraction = Field(
+        0.1, description="Learning rate at the end, as a fraction of the peak (not for constant)."
+    )
+
+
+class Precision(Section):
+    """Number formats."""
+
+    compute: Literal["fp32", "fp64"] = Field(
+        "fp32", description="Format of weights, activations, gradients and reductions."
+    )
+
+
+class Engine(Section):
+    """How ranks share the work; changes speed and memory, never the result."""
+
+    name: Literal["auto", "single", "ddp"] = Field(
+        "auto", description="`auto`: single for one rank, DDP for several."
+    )
+    timeout_seconds: PositiveFloat = Field(
+        300.0, description="Seconds a collective may wait for the other ranks before the run stops."
+    )
+
+
+class Evaluate(Section):
+    """Loss on held-out examples, as global sum over global count."""
+
+    every_steps: PositiveInt | None = Field(
+        None, description="Steps between evaluations; unset: at the end only."
+    )
+    examples: PositiveInt | None = Field(
+        None, description="Number of held-out examples, from the first on; unset: all of them."
+    )
+
+
+class Checkpoint(Section):
+    """What is saved."""
+
+    save_model: bool = Field(
+        True, description="Write model/ (weights, configuration, tokenizer) at the end."
+    )
+
+
+class Track(Section):
+    """What a person sees of the run."""
+
+    every_steps: PositiveInt = Field(
+        10, description="Steps between progress lines where there is no terminal."
+    )
+    sample_tokens: NonNegativeInt = Field(
+        64, description="Tokens of the sample that the trained model writes at the end; 0: none."
+    )
+
+
+class Config(Section):
+    """A training run, up to its data: the whole of what a user decides."""
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    objective: Objective = Objective()
+    window: Window = Window()
+    micro_batch: MicroBatch = MicroBatch()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Precision = Precision()
+    engine: Engine = Engine()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    track: Track = Track()

@@ -1,0 +1,73 @@
+"""What a training step asks of an engine, and nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradacc_dist.data.batch import MicroBatch
+from gradacc_dist.objectives.terms import ObjectiveModule
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a window's gradients.
+
+    `grad_norm`: global L2 norm before clipping, the same on every rank. `applied` is false when it
+    is not finite: the weights and the optimizer's state then are as before.
+    """
+
+    grad_norm: float
+    applied: bool
+
+
+class Engine(ABC):
+    """Holds the wrapped model and its optimizer; reduces gradients over the ranks.
+
+    Per window: for each micro-batch, `forward` and `backward` within `micro_batch(last=...)`; then
+    one `update`, or `discard`. All ranks make the same calls in the same order.
+    """
+
+    name: str
+    reduction_factor: float
+    """What a loss is multiplied by so that the reduced gradients are a sum over the ranks."""
+
+    @abstractmethod
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around one forward and backward. `last`: gradients are complete after this one."""
+
+    @abstractmethod
+    def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Term sums of `batch`, which is moved to the device. Collective in sharded engines."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`. Collective in the last micro-batch, or in each."""
+
+    @abstractmethod
+    def gradients(self) -> dict[str, Tensor]:
+        """Reduced, unclipped gradients by the model's parameter names. Collective."""
+
+    @abstractmethod
+    def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:
+        """Clip, step and clear the gradients. Collective."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Clear the gradients without a step."""
+
+    @abstractmethod
+    def evaluate(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Term sums of `batch` without a graph, in evaluation mode. Collective when sharded."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's full weights on the CPU by name; empty except on rank 0. Collective."""
+
+    @property
+    @abstractmethod
+    def module(self) -> ObjectiveModule:
+        """The module that was wrapped. Its parameters may be shards: use it for structure."""

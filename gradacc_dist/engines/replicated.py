@@ -1,0 +1,127 @@
+"""Every rank holds the whole model: one device alone, or DDP over several."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from gradacc_dist.data.batch import MicroBatch
+from gradacc_dist.engines.engine import Engine, Update
+from gradacc_dist.errors import ConfigError
+from gradacc_dist.objectives.terms import ObjectiveModule
+from gradacc_dist.world import World
+
+
+def wrap_in_ddp(module: ObjectiveModule, world: World) -> DistributedDataParallel:
+    """`module` under DDP, its reduction a sum. Collective.
+
+    Raises ConfigError when accelerate wrapped it in anything else.
+    """
+    wrapped = world.accelerator.prepare_model(module)
+    if not isinstance(wrapped, DistributedDataParallel):
+        raise ConfigError(
+            f"engine.name: ddp was asked for, but accelerate made {type(wrapped).__name__} of the "
+            f"model on {world.ranks} ranks (distributed type "
+            f"{world.accelerator.distributed_type.value}); start with `accelerate launch "
+            "--multi_gpu` or torchrun, and no other engine in accelerate's configuration"
+        )
+    # Buffers (rotary frequencies and the like) are constants: equal since the start.
+    wrapped.broadcast_buffers = False
+    wrapped.register_comm_hook(None, _reduce_to_sum)
+    return wrapped
+
+
+# DDP compares the annotations below with its types, so this module keeps them evaluated.
+def _reduce_to_sum(
+    _state: None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    # DDP's own reduction is a mean. Multiplying by the number of ranks for DDP to divide it away
+    # again rounds twice wherever that number is no power of two.
+    work = dist.all_reduce(bucket.buffer(), op=dist.ReduceOp.SUM, async_op=True)
+    return work.get_future().then(lambda reduced: reduced.value()[0])
+
+
+class ReplicatedEngine(Engine):
+    """`wrapped` is the module itself on a single device, or the module under DDP."""
+
+    reduction_factor = 1.0
+
+    def __init__(
+        self,
+        name: str,
+        wrapped: ObjectiveModule | DistributedDataParallel,
+        build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        world: World,
+    ) -> None:
+        self.name = name
+        self._wrapped = wrapped
+        self._optimizer = build_optimizer(wrapped)
+        self._world = world
+        self._parameters = [p for p in wrapped.parameters() if p.requires_grad]
+
+    @property
+    def module(self) -> ObjectiveModule:
+        """The module without DDP."""
+        if isinstance(self._wrapped, DistributedDataParallel):
+            inside: ObjectiveModule = self._wrapped.module
+            return inside
+        return self._wrapped
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Gradients stay on their rank until the window's last micro-batch."""
+        if last or not isinstance(self._wrapped, DistributedDataParallel):
+            yield
+        else:
+            with self._wrapped.no_sync():
+                yield
+
+    def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Term sums on the device."""
+        return self._wrapped(batch.to(self._world.device))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add gradients; in the last micro-batch DDP reduces them meanwhile."""
+        loss.backward()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Copies, by the model's names."""
+        parameters = self.module.model.named_parameters()
+        return {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+
+    def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:
+        """Every rank holds the same gradients, so each clips and steps by itself, alike."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        applied = bool(norm.isfinite())
+        if applied:
+            if max_grad_norm is not None:
+                clip_grads_with_norm_(self._parameters, max_grad_norm, norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+        self.discard()
+        return Update(float(norm), applied)
+
+    def discard(self) -> None:
+        """Clear the gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def evaluate(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Straight through the module: without gradients the ranks need not meet."""
+        module = self.module.eval()
+        with torch.no_grad():
+            sums = module(batch.to(self._world.device))
+        module.train()
+        return sums
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every rank could give it; rank 0 does."""
+        if not self._world.is_main:
+            return {}
+        return {name: value.cpu() for name, value in self.module.model.state_dict().items()}

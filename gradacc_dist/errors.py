@@ -1,0 +1,69 @@
+"""Every error a user can meet: one root, few children, one exit code each.
+
+An error states what failed, the values, and the remedy. It carries no traceback to the
+terminal: the entry points print its text and leave with its exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class GradaccError(Exception):
+    """Root of the errors meant for users.
+
+    `same_on_all_ranks`: every rank raises this very error at this very point (a verdict of an
+    agreement, say), so that only rank 0 needs to print it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, same_on_all_ranks: bool = False) -> None:
+        super().__init__(message)
+        self.same_on_all_ranks = same_on_all_ranks
+
+
+class ConfigError(GradaccError):
+    """A setting is unknown, malformed, or in conflict with another."""
+
+    exit_code = 10
+
+
+class DataError(GradaccError):
+    """A data file, row or tokenizer cannot be used as it is."""
+
+    exit_code = 11
+
+
+class DisagreementError(ConfigError):
+    """The ranks are about to compute different things: other step, data, config or code."""
+
+
+class ZeroItemsError(DataError):
+    """A window holds no supervised item, so its mean loss does not exist."""
+
+
+class NonFiniteError(GradaccError):
+    """A loss or gradient is NaN or infinite; the weights were left as they were."""
+
+    exit_code = 22
+
+
+class DiskError(GradaccError):
+    """A file of the run cannot be written: disk full, no permission, a failing device."""
+
+    exit_code = 25
+
+    @classmethod
+    @contextmanager
+    def naming(cls, path: Path) -> Iterator[None]:
+        """Turn an OSError of the body into a DiskError that names `path` and the cause."""
+        try:
+            yield
+        except OSError as error:
+            raise cls(
+                f"{path}: cannot be written: {error.strerror or error}; "
+                "free some space there, or set --run.output_dir to a folder that can be written"
+            ) from error

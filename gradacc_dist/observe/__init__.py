@@ -1,0 +1,1 @@
+"""What a run lets people see: the ledger, the progress line, the tables and the figure."""

@@ -1,0 +1,85 @@
+"""What rank 0 tells of a run: tables, progress line, ledger, figure. The other ranks are silent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.text import Text
+
+from gradacc_dist.config import Config
+from gradacc_dist.observe.figures import loss_figure
+from gradacc_dist.observe.ledger import EvalRecord, Ledger, TrainRecord, comparison_label
+from gradacc_dist.observe.progress import Progress
+from gradacc_dist.observe.tables import end_table, start_table
+
+
+class Observer:
+    """Context manager around a run. With `enabled` false every method does nothing."""
+
+    def __init__(self, config: Config, *, enabled: bool) -> None:
+        self._config = config
+        self._enabled = enabled
+        self._console = Console()
+        self._started = time.perf_counter()
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    def start(self, rows: Mapping[str, str]) -> None:
+        """Show what is about to run, then the progress line."""
+        if self._enabled:
+            self._console.print(start_table(rows))
+            config = self._config
+            self._ledger = self._open.enter_context(Ledger(config.run.output_dir / "ledger.jsonl"))
+            self._progress = self._open.enter_context(
+                Progress(
+                    config.schedule.steps,
+                    config.track.every_steps,
+                    console=self._console,
+                    label=comparison_label(config.objective.denominator),
+                )
+            )
+
+    def train(self, record: TrainRecord) -> None:
+        """Record an optimizer step."""
+        if self._enabled:
+            self._ledger.write(record)
+            self._progress.step(record)
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Record an evaluation."""
+        if self._enabled:
+            self._ledger.write(record)
+            self._progress.evaluation(record)
+
+    def end(self) -> None:
+        """Close the ledger, draw the figure, show what the run did."""
+        if self._enabled:
+            self._open.close()
+            folder = self._config.run.output_dir
+            ledger, figure = folder / "ledger.jsonl", folder / "loss.png"
+            loss_figure(ledger, figure, title=folder.name)
+            outputs = {"output": f"{folder}/"}
+            self._console.print(end_table(ledger, outputs, time.perf_counter() - self._started))
+
+    def sample(self, prompt: str, written: str) -> None:
+        """Show what the trained model writes."""
+        if self._enabled:
+            self._console.print(Text("Sample: after the prompt", style="bold"))
+            self._console.print(Text(prompt, style="dim"))
+            self._console.print(Text("the model writes", style="bold"))
+            self._console.print(Text(written))

@@ -1,0 +1,98 @@
+"""A rank's share of each window: planned, loaded and counted ahead, then agreed on by all ranks.
+
+A background thread assembles windows; the main thread launches their agreements. When the loop
+receives window n, it and its agreement were under way while window n - 1 was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from gradacc_dist.data.batch import MicroBatch, collate
+from gradacc_dist.data.order import Window
+from gradacc_dist.data.plan import plan
+from gradacc_dist.data.prefetch import prefetched
+from gradacc_dist.data.tokens import Tokens
+from gradacc_dist.denominator import (
+    Agreement,
+    Counts,
+    LocalCounts,
+    PendingAgreement,
+    fingerprint,
+    launch_agreement,
+)
+from gradacc_dist.objectives.terms import Objective
+from gradacc_dist.world import World
+
+
+@dataclass(frozen=True)
+class LocalWindow:
+    """One rank's share of a window, ready to run.
+
+    `items[i]` are the counts of `micro_batches[i]`; `num_micro_batches` is the number of real ones
+    over all ranks; `counts` is what this rank brings to the agreement.
+    """
+
+    window: Window
+    micro_batches: Sequence[MicroBatch]
+    items: Sequence[Counts]
+    num_micro_batches: int
+    counts: LocalCounts
+
+
+@dataclass(frozen=True)
+class Assembler:
+    """Makes LocalWindows. Safe in a background thread: it reads data and touches no device.
+
+    `run_sha256` stands for everything on which the ranks must agree before they start a window.
+    """
+
+    tokens: Tokens
+    objective: Objective
+    micro_batch_examples: int
+    rank: int
+    ranks: int
+    run_sha256: str
+
+    def assemble(self, window: Window) -> LocalWindow:
+        """Plan `window`, and load and count this rank's micro-batches."""
+        whole = plan(window.example_ids, self.micro_batch_examples, self.ranks)
+        micro_batches = [
+            collate(cell.index, self.tokens.examples(cell.example_ids))
+            for cell in whole.ranks[self.rank]
+        ]
+        items = [self.objective.count(batch) for batch in micro_batches]
+        counts = LocalCounts(
+            fingerprint=fingerprint(window, self.run_sha256),
+            num_turns=len(micro_batches),
+            input_tokens=sum(batch.input_tokens for batch in micro_batches),
+            padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
+            items={term: sum(counts[term] for counts in items) for term in self.objective.weights},
+        )
+        return LocalWindow(window, micro_batches, items, whole.num_micro_batches, counts)
+
+
+def agreed_windows(
+    steps: range, window_of: Callable[[int], Window], assembler: Assembler, world: World
+) -> Iterator[tuple[LocalWindow, Agreement]]:
+    """The windows of `steps`, each with its agreement. Collective; consume on the main thread.
+
+    The agreement on window n + 1 is launched before window n is yielded, so that it travels while
+    window n is computed. An agreement in flight is drained when the consumer stops early.
+    """
+    upcoming: PendingAgreement | None = None
+    previous: LocalWindow | None = None
+    with prefetched(lambda step: assembler.assemble(window_of(step)), steps) as locals_:
+        try:
+            for local in locals_:
+                pending, upcoming = upcoming, launch_agreement(local.window, local.counts, world)
+                if previous is not None and pending is not None:
+                    yield previous, pending.wait()
+                previous = local
+            if previous is not None and upcoming is not None:
+                last, upcoming = upcoming, None
+                yield previous, last.wait()
+        finally:
+            if upcoming is not None:
+                upcoming.drain()

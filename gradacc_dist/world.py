@@ -1,0 +1,126 @@
+"""The ranks of a run: who this process is, its device, and the two process groups.
+
+accelerate starts the default group, on which the engines reduce gradients. A second group, always
+gloo and on the CPU, carries the small matrices by which ranks agree, so that an agreement in
+flight never waits behind a gradient.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
+
+from gradacc_dist.errors import ConfigError
+
+
+class SharedRows:
+    """A (ranks, k) float64 matrix on its way: each rank fills its own row, all get the whole.
+
+    Summing a matrix that is zero outside the own row is exact, so every rank sees the same bits
+    whatever the order in which the network adds.
+    """
+
+    def __init__(self, matrix: Tensor, work: dist.Work | None) -> None:
+        self._matrix = matrix
+        self._work = work
+
+    def wait(self) -> Tensor:
+        """Block until all ranks have filled their rows. Collective. Returns (ranks, k) float64."""
+        if self._work is not None:
+            self._work.wait()
+        return self._matrix
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks. `hostnames` has one entry a rank."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+    hostnames: tuple[str, ...]
+    accelerator: Accelerator
+    agreement_group: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and speaks to people."""
+        return self.rank == 0
+
+    def describe_rank(self, rank: int) -> str:
+        """A rank as people find it."""
+        return f"rank {rank} of {self.ranks} (host {self.hostnames[rank]})"
+
+    def share_row(self, row: Sequence[float]) -> SharedRows:
+        """Start sharing `row` with all ranks. Collective: same length and order of calls on each.
+
+        Call it on the main thread only, so that every rank issues its collectives in one order.
+        """
+        matrix = torch.zeros(self.ranks, len(row), dtype=torch.float64)
+        matrix[self.rank] = torch.tensor(row, dtype=torch.float64)
+        work = None
+        if self.agreement_group is not None:
+            work = dist.all_reduce(matrix, group=self.agreement_group, async_op=True)
+        return SharedRows(matrix, work)
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+        self.share_row([0.0]).wait()
+
+
+@contextmanager
+def start(timeout_seconds: float, environ: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """Join the ranks the launcher started, and leave them at the end. Collective.
+
+    Raises ConfigError when the launcher promised more ranks than accelerate found: it would
+    otherwise train that many unconnected copies.
+    """
+    timeout = timedelta(seconds=timeout_seconds)
+    accelerator = Accelerator(
+        # Without this, accelerate on a machine without GPU connects no ranks and says nothing.
+        cpu=not torch.cuda.is_available(),
+        # Precision is ours (config section `precision`); accelerate's own autocast stays off.
+        mixed_precision="no",
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timeout),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
+    )
+    promised = int(environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != promised:
+        raise ConfigError(
+            f"the launcher started {promised} ranks but accelerate connected "
+            f"{accelerator.num_processes}; start with `accelerate launch --multi_gpu "
+            f"--num_processes {promised}` or torchrun"
+        )
+    ranks = accelerator.num_processes
+    group = dist.new_group(backend="gloo", timeout=timeout) if ranks > 1 else None
+    try:
+        yield World(
+            rank=accelerator.process_index,
+            ranks=ranks,
+            device=accelerator.device,
+            hostnames=_hostnames(group, ranks),
+            accelerator=accelerator,
+            agreement_group=group,
+        )
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _hostnames(group: dist.ProcessGroup | None, ranks: int) -> tuple[str, ...]:
+    names = [socket.gethostname()] * ranks
+    if group is not None:
+        dist.all_gather_object(names, socket.gethostname(), group=group)
+    return tuple(names)

@@ -1,0 +1,108 @@
+"""Rules between fields and with the launcher's environment: both values, sources, the remedy."""
+
+import pytest
+
+from gradacc_dist.config import Config, Resolved, leaves, load
+from gradacc_dist.config.rules import conflicts
+from gradacc_dist.errors import ConfigError
+
+LLAMA = {"model_type": "llama"}
+
+
+def messages(environ=None, **sections) -> list[str]:
+    config = Config.model_validate({"model": {"path": "x"}, **sections})
+    sources = {leaf: f"at {leaf}" for leaf, _ in leaves(config)}
+    return [conflict.message for conflict in conflicts(Resolved(config, sources), environ or {})]
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"model": {}}, ["there is no model", "model.path: null (at model.path)", "to start anew"]),
+        (
+            {"model": {"path": "x", "config": LLAMA}},
+            ["model.path: x (at model.path)", "(at model.config.model_type)", "keep one"],
+        ),
+        ({"model": {"config": {"a": 1}, "tokenizer": "t"}}, ["model_type: got null", "e.g. llama"]),
+        ({"model": {"config": LLAMA}}, ["model.tokenizer: null", "brings none", "`embedded`"]),
+        (
+            {"schedule": {"steps": 5, "warmup_steps": 6}},
+            ["warmup_steps: 6 (at schedule.warmup_steps) exceeds", "steps: 5 (at", "at most 5"],
+        ),
+        ({"engine": {"name": "ddp"}}, ["ddp (at engine.name)", "unset", "accelerate launch --mul"]),
+    ],
+)
+def test_fields_that_conflict(sections, expected):
+    (message,) = messages(**sections)
+    for fragment in expected:
+        assert fragment in message
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"model": {"config": LLAMA, "tokenizer": "embedded"}},
+        {"schedule": {"steps": 5, "warmup_steps": 5}},
+        {"engine": {"name": "single"}},
+    ],
+)
+def test_fields_that_agree(sections):
+    assert messages(**sections) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "engine", "expected"),
+    [
+        ({"WORLD_SIZE": "4"}, "single", ["WORLD_SIZE=4 (environment)", "set engine.name: auto"]),
+        ({"WORLD_SIZE": "1"}, "ddp", ["WORLD_SIZE is 1 (environment)", "--num_processes 2"]),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            "auto",
+            ["asks for bf16", "precision.compute: fp32 (at precision.compute)", "_precision no"],
+        ),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2"},
+            "auto",
+            ["asks for 4 accumulation steps", "2 ranks", "set window.examples: 64"],
+        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "auto", ["DeepSpeed", "can be auto, single, ddp"]),
+        ({"ACCELERATE_USE_FSDP": "True"}, "auto", ["FSDP", "engine.name can be auto"]),
+        ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "auto", ["Megatron-LM", "engine.name can be auto"]),
+    ],
+)
+def test_an_environment_that_conflicts(environ, engine, expected):
+    """Contract 10: rejected with both values and the remedy, never rewritten."""
+    (message,) = messages(environ, engine={"name": engine})
+    for fragment in expected:
+        assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("environ", "engine"),
+    [
+        ({"WORLD_SIZE": "4"}, "auto"),
+        ({"WORLD_SIZE": "4"}, "ddp"),
+        ({"WORLD_SIZE": "1"}, "single"),
+        ({"WORLD_SIZE": ""}, "single"),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "auto"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, "auto"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, "auto"),
+        ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": ""}, "auto"),
+    ],
+)
+def test_an_environment_that_agrees(environ, engine):
+    assert messages(environ, engine={"name": engine}) == []
+
+
+def test_load_reports_rules_with_their_place(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("schedule:\n  warmup_steps: 11\n  steps: 10\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, ["--engine.name", "single"], {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"})
+    absent, warmup, single, fsdp, count = str(caught.value).splitlines()
+    assert absent.startswith(f"{path}: model: there is no model")
+    assert warmup.startswith(f"{path}:2: schedule.warmup_steps: 11 ({path}:2) exceeds")
+    assert single.startswith("--engine.name: single (--engine.name) runs one rank")
+    assert fsdp.startswith("ACCELERATE_USE_FSDP=true (environment): accelerate launch asks")
+    assert count.startswith("4 mistakes")

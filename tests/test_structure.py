@@ -1,0 +1,101 @@
+"""The house rules that a program can check (STYLE 1 and 2)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gradacc_dist"
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 80
+
+# From the ground up. A module may import from the layers below its own, and within its own room;
+# rooms of one layer are siblings and do not know each other.
+LAYERS = [
+    ["errors"],
+    ["config", "items"],
+    ["world"],
+    ["data"],
+    ["model", "optim", "objectives"],
+    ["observe"],
+    ["denominator", "engines"],
+    ["windows", "checkpoint", "evaluate"],
+    ["step"],
+    ["training"],
+    ["cli"],
+    ["train"],
+]
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            names = [node.module or ""]
+            if node.module == "gradacc_dist":
+                names = [f"gradacc_dist.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("gradacc_dist.")}
+    return rooms - {"__version__"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = room(path)
+    if own == "__init__":
+        assert imported_rooms(path) == set()
+        return
+    for other in imported_rooms(path) - {own}:
+        assert LEVEL[other] < LEVEL[own], f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_readable(path):
+    text = path.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or 0) - node.lineno + 1
+            assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines"
+
+
+def test_no_cycles_within_a_room():
+    graph = {}
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in SOURCES}
+    for name, path in names.items():
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+        graph[name] = modules & names.keys() - {name}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_denominator_is_the_only_divider():
+    """Contract 3: no other module of the training path divides by a count or by ranks."""
+    for name in ["step", "windows", "engines/replicated", "engines/build", "objectives/causal_lm"]:
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+        divisions = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Div)]
+        assert not divisions, f"{name}.py divides at lines {divisions}"
