@@ -28,7 +28,8 @@ def run_command(
             return 0
         resolved = load(command.path, command.flags)
         if command.check:
-            print(table(resolved))
+            if os.environ.get("RANK", "0") == "0":
+                print(table(resolved))
             return 0
         work(resolved)
     except GradaccError as error:

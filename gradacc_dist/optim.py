@@ -29,8 +29,10 @@ def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 
-def learning_rate(optimizer: Optimizer, schedule: Schedule, num_updates: int) -> float:
-    """The rate of the next optimizer step when `num_updates` have been made.
+def learning_rate(
+    optimizer: Optimizer, schedule: Schedule, num_steps: int, num_updates: int
+) -> float:
+    """The rate of the next optimizer step when `num_updates` of a run of `num_steps` are made.
 
     Rises linearly over the warm-up, the first step above zero and the last at the peak; then
     falls from the peak to `final_fraction` of it at the run's last step.
@@ -38,15 +40,18 @@ def learning_rate(optimizer: Optimizer, schedule: Schedule, num_updates: int) ->
     peak = optimizer.learning_rate
     if num_updates < schedule.warmup_steps:
         return peak * (num_updates + 1) / schedule.warmup_steps
-    decay_steps = schedule.steps - schedule.warmup_steps
-    # Step `decay_steps - 1` after warm-up is the last: it is trained at the final rate.
-    progress = min(1.0, (num_updates - schedule.warmup_steps) / max(1, decay_steps - 1))
-    return peak * _decayed(schedule, progress)
+    first = schedule.warmup_steps
+    if schedule.shape == "warmup_stable_decay":
+        first = max(first, num_steps - round(schedule.decay_fraction * num_steps))
+    # The run's last step, number num_steps - 1 from zero, is trained at the final rate.
+    progress = (num_updates - first) / max(1, num_steps - 1 - first)
+    return peak * _decayed(schedule, min(max(progress, 0.0), 1.0))
 
 
 def _decayed(schedule: Schedule, progress: float) -> float:
-    """Fraction of the peak rate. progress: 0 at the end of warm-up, 1 at the last step."""
+    """Fraction of the peak rate. progress: 0 where it begins to fall, 1 at the last step."""
     if schedule.shape == "constant":
         return 1.0
-    falling = 1 - progress if schedule.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    is_cosine = schedule.shape == "cosine"
+    falling = (1 + math.cos(math.pi * progress)) / 2 if is_cosine else 1 - progress
     return schedule.final_fraction + (1 - schedule.final_fraction) * falling

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import transformers
@@ -18,18 +19,17 @@ from gradacc_dist.data.formats import segments
 from gradacc_dist.data.order import Order
 from gradacc_dist.data.sources import Role, Source
 from gradacc_dist.data.tokens import Tokens, prepare
-from gradacc_dist.denominator import Agreement
 from gradacc_dist.engines import Engine, build_engine
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.evaluate import Evaluation
 from gradacc_dist.model import build_model
 from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
-from gradacc_dist.observe.ledger import Term, TrainRecord
 from gradacc_dist.observe.observer import Observer
 from gradacc_dist.optim import build_optimizer, learning_rate
-from gradacc_dist.step import StepOutcome, StepSettings, train_step
-from gradacc_dist.windows import Assembler, LocalWindow, agreed_windows
+from gradacc_dist.records import start_rows, train_record
+from gradacc_dist.step import StepSettings, train_step
+from gradacc_dist.windows import Assembler, agreed_windows
 from gradacc_dist.world import World, start
 
 
@@ -55,9 +55,11 @@ def train(resolved: Resolved) -> None:
     with start(config.engine.timeout_seconds) as world:
         claim_output_dir(resolved, world)
         engine = make_engine(config, data.tokenizer, world)
-        with Observer(config, enabled=world.is_main) as observer:
-            observer.start(start_rows(config, data, engine, world))
-            train_windows(config, data, engine, observer, world)
+        order = make_order(config, data.train)
+        num_steps = count_steps(config, order)
+        with Observer(config, num_steps, enabled=world.is_main) as observer:
+            observer.start(start_rows(config, data.train, num_steps, engine, world))
+            train_windows(config, data, order, num_steps, engine, observer, world)
             if config.checkpoint.save_model:
                 save_model(engine, data.tokenizer, config.run.output_dir / "model", world)
             observer.end()
@@ -114,11 +116,39 @@ def make_engine(config: Config, tokenizer: PreTrainedTokenizerBase, world: World
     )
 
 
+def make_order(config: Config, tokens: Tokens) -> Order:
+    """Which examples form which window."""
+    window = config.window
+    return Order(
+        len(tokens), config.run.seed, window.examples, window.supervised_tokens, tokens.items
+    )
+
+
+def count_steps(config: Config, order: Order) -> int:
+    """Number of windows to train on. Raises ConfigError when warm-up would not end in them."""
+    schedule = config.schedule
+    if schedule.epochs is None:
+        assert schedule.steps is not None, "the configuration's rules ask for one of the two"
+        return schedule.steps
+    num_steps = order.num_windows(schedule.epochs)
+    if schedule.warmup_steps > num_steps:
+        raise ConfigError(
+            f"schedule.warmup_steps: {schedule.warmup_steps} exceeds the {num_steps} windows in "
+            f"schedule.epochs: {schedule.epochs:g}; lower warmup_steps or raise epochs"
+        )
+    return num_steps
+
+
 def train_windows(
-    config: Config, data: Data, engine: Engine, observer: Observer, world: World
+    config: Config,
+    data: Data,
+    order: Order,
+    num_steps: int,
+    engine: Engine,
+    observer: Observer,
+    world: World,
 ) -> None:
     """The loop: fetch, count, step, report. Collective."""
-    order = Order(len(data.train), config.window.examples, config.run.seed)
     assembler = Assembler(
         data.train,
         engine.module.objective,
@@ -134,24 +164,24 @@ def train_windows(
         config.window.on_zero_items,
         config.optimizer.on_non_finite,
     )
-    steps = range(1, config.schedule.steps + 1)
+    windows = islice(order.windows(), num_steps)
     num_updates = 0
     previous = time.perf_counter()
-    for local, agreement in agreed_windows(steps, order.window, assembler, world):
-        rate = learning_rate(config.optimizer, config.schedule, num_updates)
+    for local, agreement in agreed_windows(windows, assembler, world):
+        rate = learning_rate(config.optimizer, config.schedule, num_steps, num_updates)
         outcome = train_step(engine, local, agreement, settings, rate, world)
         num_updates += outcome.skipped is None
         seconds, previous = time.perf_counter() - previous, time.perf_counter()
         observer.train(train_record(config, local, agreement, outcome, engine, rate, seconds))
-        if is_evaluation_due(config, local.window.step):
-            evaluate(config, data, engine, observer, local.window.step, world)
+        step = local.window.step
+        if step == num_steps or is_due(step, config.evaluate.every_steps):
+            evaluate(config, data, engine, observer, step, world)
             previous = time.perf_counter()
 
 
-def is_evaluation_due(config: Config, step: int) -> bool:
-    """True after each interval and after the last step."""
-    every_steps = config.evaluate.every_steps
-    return step == config.schedule.steps or (every_steps is not None and step % every_steps == 0)
+def is_due(step: int, every_steps: int | None) -> bool:
+    """True after each interval; never without one."""
+    return every_steps is not None and step % every_steps == 0
 
 
 def evaluate(
@@ -168,75 +198,6 @@ def run_sha256(config: Config, data: Data) -> str:
     """What ranks must share to compute the same run: code, configuration, data."""
     parts = [__version__, fingerprint(config), data.train.sha256]
     return sha256(" ".join(parts).encode()).hexdigest()
-
-
-def train_record(
-    config: Config,
-    local: LocalWindow,
-    agreement: Agreement,
-    outcome: StepOutcome,
-    engine: Engine,
-    rate: float,
-    seconds: float,
-) -> TrainRecord:
-    """The ledger's line for one step; every figure is global. `seconds` since the step before."""
-    sums = outcome.window_loss.sums
-    main_term, *_ = engine.module.objective.weights
-    return TrainRecord(
-        step=local.window.step,
-        epoch=local.window.epoch,
-        examples_seen=local.window.examples_seen,
-        num_examples=len(local.window.example_ids),
-        example_ids_sha256=local.window.ids_sha256,
-        loss=outcome.window_loss.loss,
-        terms={
-            name: Term.over(sums.get(name, 0.0), count) for name, count in agreement.items.items()
-        },
-        supervised_tokens=int(agreement.items[main_term]),
-        input_tokens=agreement.input_tokens,
-        padded_tokens=agreement.padded_tokens,
-        micro_batches=local.num_micro_batches,
-        ranks=agreement.ranks,
-        engine=engine.name,
-        denominator=config.objective.denominator,
-        reduction_factor=engine.reduction_factor,
-        grad_norm=outcome.grad_norm,
-        learning_rate=rate,
-        seconds=seconds,
-        tokens_per_second=agreement.input_tokens / seconds,
-        skipped=outcome.skipped,
-    )
-
-
-def start_rows(config: Config, data: Data, engine: Engine, world: World) -> dict[str, str]:
-    """What is about to run, for a person to check before it does."""
-    model = engine.module.model
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    micro_batches = -(-config.window.examples // config.micro_batch.examples)
-    turns = -(-micro_batches // world.ranks)
-    report = data.train.report
-    rows = {
-        "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
-        f"{config.precision.compute}",
-        "layout": f"{world.ranks} rank(s) x {turns} micro-batch(es) of up to "
-        f"{config.micro_batch.examples} = window of {config.window.examples} examples",
-        "engine": f"{engine.name} on {world.device.type}, reduction factor "
-        f"{engine.reduction_factor:g}",
-        "denominator": config.objective.denominator,
-        "train data": f"{config.data.train}: {report.num_rows:,} examples, "
-        f"{data.train.lengths.sum():,} tokens, {data.train.items.sum():,} supervised",
-        "truncated": f"{report.num_truncated:,} examples lost {report.num_truncated_tokens:,} "
-        f"tokens to data.max_length {config.data.max_length}",
-        "no supervision": f"{report.num_without_items:,} examples hold no supervised token",
-        "output": str(config.run.output_dir),
-    }
-    if micro_batches % world.ranks:
-        idle = turns * world.ranks - micro_batches
-        rows["idle"] = (
-            f"{idle} of {turns * world.ranks} turns a window run filler: "
-            "a smaller micro_batch.examples would share the work evenly"
-        )
-    return rows
 
 
 def show_sample(config: Config, observer: Observer) -> None:

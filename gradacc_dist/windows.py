@@ -6,7 +6,7 @@ receives window n, it and its agreement were under way while window n - 1 was co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gradacc_dist.data.batch import MicroBatch, collate
@@ -74,16 +74,16 @@ class Assembler:
 
 
 def agreed_windows(
-    steps: range, window_of: Callable[[int], Window], assembler: Assembler, world: World
+    windows: Iterable[Window], assembler: Assembler, world: World
 ) -> Iterator[tuple[LocalWindow, Agreement]]:
-    """The windows of `steps`, each with its agreement. Collective; consume on the main thread.
+    """Each of `windows` with its agreement. Collective; consume on the main thread.
 
     The agreement on window n + 1 is launched before window n is yielded, so that it travels while
     window n is computed. An agreement in flight is drained when the consumer stops early.
     """
     upcoming: PendingAgreement | None = None
     previous: LocalWindow | None = None
-    with prefetched(lambda step: assembler.assemble(window_of(step)), steps) as locals_:
+    with prefetched(assembler.assemble, windows) as locals_:
         try:
             for local in locals_:
                 pending, upcoming = upcoming, launch_agreement(local.window, local.counts, world)

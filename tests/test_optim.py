@@ -11,7 +11,7 @@ PEAK = Optimizer(learning_rate=1.0)
 
 def rates(**schedule) -> list[float]:
     settings = Schedule(**schedule)
-    return [learning_rate(PEAK, settings, n) for n in range(settings.steps)]
+    return [learning_rate(PEAK, settings, settings.steps, n) for n in range(settings.steps)]
 
 
 def test_warm_up_starts_above_zero_and_ends_at_the_peak():
@@ -29,7 +29,18 @@ def test_cosine_is_half_way_in_the_middle():
     assert rates(steps=5, shape="cosine", final_fraction=0.1)[-1] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+def test_warmup_stable_decay_falls_only_at_the_end():
+    made = rates(
+        steps=10,
+        warmup_steps=2,
+        shape="warmup_stable_decay",
+        decay_fraction=0.3,
+        final_fraction=0.0,
+    )
+    assert made == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "warmup_stable_decay"])
 def test_schedules_of_one_step_and_of_warm_up_alone(shape):
     assert rates(steps=1, shape=shape) == [1.0]
     assert rates(steps=2, warmup_steps=2, shape=shape) == [0.5, 1.0]

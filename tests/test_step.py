@@ -6,11 +6,10 @@ import math
 import pytest
 import torch
 from distributed.cases import Case
-from distributed.product import ListedTokens
+from distributed.product import ListedTokens, case_windows
 
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.config.schema import Optimizer
-from gradacc_dist.data.order import Order
 from gradacc_dist.engines import build_engine
 from gradacc_dist.errors import GradaccError, NonFiniteError, ZeroItemsError
 from gradacc_dist.objectives.causal_lm import CausalLM
@@ -52,13 +51,11 @@ def run(world, case, settings, objective):
         world,
     )
     before = {name: value.clone() for name, value in engine.module.model.state_dict().items()}
-    order = Order(len(case.lengths), case.window, case.seed)
     tokens = ListedTokens(case.examples())
     assembler = Assembler(tokens, objective, 1, world.rank, world.ranks, "test")
     outcomes, error = [], None
-    steps = range(1, case.steps + 1)
     try:
-        for local, agreement in agreed_windows(steps, order.window, assembler, world):
+        for local, agreement in agreed_windows(case_windows(case), assembler, world):
             outcomes.append(train_step(engine, local, agreement, settings, 0.1, world))
     except GradaccError as raised:
         error = raised

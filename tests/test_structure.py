@@ -23,6 +23,7 @@ LAYERS = [
     ["denominator", "engines"],
     ["windows", "checkpoint", "evaluate"],
     ["step"],
+    ["records"],
     ["training"],
     ["cli"],
     ["train"],

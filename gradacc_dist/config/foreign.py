@@ -73,9 +73,8 @@ def accumulation(value: object, given: Mapping[str, object]) -> Advice:
 
 
 def epochs(value: object, _given: Mapping[str, object]) -> Advice:
-    """Epochs: steps are counted in windows."""
-    formula = f"{value} x (number of training examples) / window.examples"
-    return Advice("schedule.steps", note="a step is a window", formula=formula)
+    """Epochs, by their own field."""
+    return Advice("schedule.epochs", value)
 
 
 def warmup_ratio(value: object, given: Mapping[str, object]) -> Advice:

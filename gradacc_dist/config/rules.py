@@ -73,10 +73,26 @@ def tokenizer(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Confl
         yield Conflict("model.config", message, ("model.config", "model.tokenizer"))
 
 
+def one_window_size(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """The size of the global batch is what the result depends on: said once."""
+    yield from _not_both(resolved, ("window.examples", "window.supervised_tokens"))
+
+
+def one_duration(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """How long to train, in windows or in passes over the data."""
+    yield from _not_both(resolved, ("schedule.steps", "schedule.epochs"))
+
+
+def _not_both(resolved: Resolved, names: tuple[str, str]) -> Iterator[Conflict]:
+    if all(_value(resolved, name) is not None for name in names):
+        said = " and ".join(_said(resolved, name) for name in names)
+        yield Conflict(names[0], f"{said} are both set; keep one, set the other to null", names)
+
+
 def warmup(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
-    """Warm-up ends before training does."""
+    """Warm-up ends before training does. With epochs, only the data can tell: checked later."""
     schedule = resolved.config.schedule
-    if schedule.warmup_steps > schedule.steps:
+    if schedule.steps is not None and schedule.warmup_steps > schedule.steps:
         names = ("schedule.warmup_steps", "schedule.steps")
         message = (
             f"{_said(resolved, names[0])} exceeds {_said(resolved, names[1])}; lower warmup_steps "
@@ -160,6 +176,8 @@ RULES: tuple[Rule, ...] = (
     one_model,
     model_type,
     tokenizer,
+    one_window_size,
+    one_duration,
     warmup,
     one_rank,
     several_ranks,
@@ -175,9 +193,12 @@ def conflicts(resolved: Resolved, environ: Mapping[str, str]) -> list[Conflict]:
 
 
 def _said(resolved: Resolved, path: str) -> str:
+    return f"{path}: {inline(_value(resolved, path))} ({resolved.source(path)})"
+
+
+def _value(resolved: Resolved, path: str) -> object:
     section, _, name = path.partition(".")
-    value = getattr(getattr(resolved.config, section), name)
-    return f"{path}: {inline(value)} ({resolved.source(path)})"
+    return getattr(getattr(resolved.config, section), name)
 
 
 def _count(environ: Mapping[str, str], variable: str) -> int:

@@ -17,6 +17,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -29,6 +30,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+def _with_default(given: Any, either: tuple[str, str], default: int) -> Any:
+    """Fill the first of two fields, of which a user sets one, when none is set."""
+    if isinstance(given, dict) and all(given.get(name) is None for name in either):
+        return {**given, either[0]: default}
+    return given
 
 
 class Run(Section):
@@ -98,13 +106,25 @@ class Objective(Section):
 class Window(Section):
     """Everything between two optimizer steps, over all ranks: the global batch."""
 
-    examples: PositiveInt = Field(
-        64, description="Examples per optimizer step, over all ranks; the size of the global batch."
+    examples: PositiveInt | None = Field(
+        None,
+        description="Examples per optimizer step, over all ranks: the size of the global batch. "
+        "Either this or supervised_tokens; 64 when neither is set.",
+    )
+    supervised_tokens: PositiveInt | None = Field(
+        None,
+        description="Most supervised tokens per optimizer step, over all ranks: examples are taken "
+        "in order while they fit; one that alone exceeds it is a window of its own.",
     )
     on_zero_items: Literal["error", "skip"] = Field(
         "error",
         description="When a window holds no supervised token: stop, or skip its optimizer step.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        return _with_default(given, ("examples", "supervised_tokens"), 64)
 
 
 class MicroBatch(Section):
@@ -140,9 +160,25 @@ class Optimizer(Section):
 class Schedule(Section):
     """How long to train, and the learning rate as a function of the step."""
 
-    steps: PositiveInt = Field(1000, description="Number of windows to train on.")
-    shape: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="Shape of the learning rate after warm-up."
+    steps: PositiveInt | None = Field(
+        None,
+        description="Number of windows to train on. Either this or epochs; 1000 when neither is "
+        "set.",
+    )
+    epochs: PositiveFloat | None = Field(
+        None,
+        description="Passes over the training examples; the window in which a fraction of a pass "
+        "ends is trained whole. Either this or steps.",
+    )
+    shape: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = Field(
+        "cosine",
+        description="Shape of the learning rate after warm-up; warmup_stable_decay holds the peak "
+        "and falls linearly at the end.",
+    )
+    decay_fraction: Fraction = Field(
+        0.1,
+        description="Part of the run, at its end, in which the learning rate falls "
+        "(warmup_stable_decay only).",
     )
     warmup_steps: NonNegativeInt = Field(
         0, description="Optimizer steps in which the learning rate rises from zero to its peak."
@@ -150,6 +186,11 @@ class Schedule(Section):
     final_fraction: Fraction = Field(
         0.1, description="Learning rate at the end, as a fraction of the peak (not for constant)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        return _with_default(given, ("steps", "epochs"), 1000)
 
 
 class Precision(Section):

@@ -7,8 +7,10 @@ resumes anywhere at once, and the result depends on no library's generator and n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,24 +43,62 @@ class Window:
 
 @dataclass(frozen=True)
 class Order:
-    """The windows of a run. An epoch's last window is shorter when the examples do not divide."""
+    """The windows of a run, of `window_examples` each or of `window_items` supervised items.
+
+    `items` holds each example's count, by example id; only a budget of items reads it. A window
+    never spans two epochs, so an epoch's last one is shorter when the examples do not divide.
+    """
 
     num_examples: int
-    window_examples: int
     seed: int
+    window_examples: int | None = None
+    window_items: int | None = None
+    items: Ids | None = None
 
-    @property
-    def windows_per_epoch(self) -> int:
-        """Number of windows that cover the data once."""
-        return -(-self.num_examples // self.window_examples)
+    def windows(self, step: int = 1, position: int = 0) -> Iterator[Window]:
+        """The windows from `step` on, without end, when `position` examples have been seen."""
+        while True:
+            window = self.window_after(position, step)
+            yield window
+            step, position = step + 1, window.examples_seen
 
-    def window(self, step: int) -> Window:
-        """The window of optimizer step `step` (from 1)."""
-        epoch, index = divmod(step - 1, self.windows_per_epoch)
-        start = index * self.window_examples
-        stop = min(start + self.window_examples, self.num_examples)
-        ids = permuted(np.arange(start, stop), self.num_examples, key=(self.seed, epoch))
-        return Window(step, epoch, ids, epoch * self.num_examples + stop)
+    def window_after(self, position: int, step: int) -> Window:
+        """The window that begins after `position` examples. It depends on no other window."""
+        epoch, start = divmod(position, self.num_examples)
+        if self.window_examples is not None:
+            ids = self._ids(epoch, start, self.window_examples)
+        else:
+            ids = self._ids_within_budget(epoch, start)
+        return Window(step, epoch, ids, position + len(ids))
+
+    def num_windows(self, epochs: float) -> int:
+        """Windows until `epochs` passes are complete, the last one whole."""
+        end = round(epochs * self.num_examples)
+        if self.window_examples is not None:
+            whole, rest = divmod(end, self.num_examples)
+            per_epoch = -(-self.num_examples // self.window_examples)
+            return whole * per_epoch + -(-rest // self.window_examples)
+        return sum(1 for _ in takewhile(lambda w: _begin(w) < end, self.windows()))
+
+    def _ids(self, epoch: int, start: int, num: int) -> Ids:
+        positions = np.arange(start, min(start + num, self.num_examples))
+        return permuted(positions, self.num_examples, key=(self.seed, epoch))
+
+    def _ids_within_budget(self, epoch: int, start: int) -> Ids:
+        """Examples in order while their items fit; at least one, however large it is."""
+        assert self.items is not None, "a budget of items needs each example's count"
+        assert self.window_items is not None, "a window has a size"
+        num = 64
+        while True:
+            ids = self._ids(epoch, start, num)
+            fitting = int(np.searchsorted(np.cumsum(self.items[ids]), self.window_items, "right"))
+            if fitting < len(ids) or start + num >= self.num_examples:
+                return ids[: max(1, fitting)]
+            num *= 2
+
+
+def _begin(window: Window) -> int:
+    return window.examples_seen - len(window.example_ids)
 
 
 def permuted(positions: Ids, size: int, key: tuple[int, int]) -> Ids:

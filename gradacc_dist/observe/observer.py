@@ -21,8 +21,9 @@ from gradacc_dist.observe.tables import end_table, start_table
 class Observer:
     """Context manager around a run. With `enabled` false every method does nothing."""
 
-    def __init__(self, config: Config, *, enabled: bool) -> None:
+    def __init__(self, config: Config, num_steps: int, *, enabled: bool) -> None:
         self._config = config
+        self._num_steps = num_steps
         self._enabled = enabled
         self._console = Console()
         self._started = time.perf_counter()
@@ -47,7 +48,7 @@ class Observer:
             self._ledger = self._open.enter_context(Ledger(config.run.output_dir / "ledger.jsonl"))
             self._progress = self._open.enter_context(
                 Progress(
-                    config.schedule.steps,
+                    self._num_steps,
                     config.track.every_steps,
                     console=self._console,
                     label=comparison_label(config.objective.denominator),

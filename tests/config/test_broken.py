@@ -34,7 +34,7 @@ BROKEN = {
     "key: like nothing": (
         "window: {zzz: 3}",
         "2",
-        "window.zzz: unknown key; the fields of window are examples, on_zero_items",
+        "window.zzz: unknown key; the fields of window are examples, supervised_tokens, on_zero_items",
     ),
     "key: twice": (
         "data:\n  train: a\n  train: b",
@@ -82,16 +82,16 @@ BROKEN = {
         "optimizer.params.lr: unknown key; write optimizer.learning_rate: 0.0001",
     ),
     "integer: a word": (
-        "window:\n  examples: many",
+        "micro_batch:\n  examples: many",
         "3",
-        'window.examples: got "many"; needs an integer > 0 (Examples per optimizer step',
+        'micro_batch.examples: got "many"; needs an integer > 0 (Most examples in one forward',
     ),
     "integer: true": ("window: {examples: true}", "2", 'got "true"; needs an integer > 0'),
     "integer: zero": ("window: {examples: 0}", "2", "got 0; needs an integer > 0"),
     "integer: negative": ("run: {seed: -1}", "2", "run.seed: got -1; needs an integer >= 0"),
     "integer: a fraction": ("schedule: {steps: 1.5}", "2", 'got "1.5"; needs an integer > 0'),
     "integer: endless": ("schedule: {steps: .inf}", "2", 'got ".inf"; needs an integer > 0'),
-    "integer: empty": ("window:\n  examples:", "3", "got nothing (null); needs an integer > 0"),
+    "integer: empty": ("micro_batch:\n  examples:", "3", "got nothing (null); needs an integer > 0"),
     "integer: a list": ("window: {examples: [1]}", "2", "got [1]; needs an integer > 0"),
     "integer or null: a word": (
         "evaluate: {every_steps: never}",
@@ -116,7 +116,7 @@ BROKEN = {
     "choice: like nothing": (
         "schedule: {shape: zzz}",
         "2",
-        'got "zzz"; needs one of constant, linear, cosine (Shape',
+        'got "zzz"; needs one of constant, linear, cosine, warmup_stable_decay (Shape',
     ),
     "choice: a mapping": ("optimizer: {name: {a: 1}}", "2", 'got {"a": 1}; needs one of adamw'),
     "list: too long": (

@@ -35,7 +35,7 @@ def test_no_foreign_name_hides_a_field():
             "gradient_accumulation_steps: 8\nper_device_train_batch_size: 4",
             "write window.examples: 4 x 8 x ranks = 32 x ranks (accumulation is derived",
         ),
-        ("num_train_epochs: 3", "write schedule.steps: 3 x (number of training examples) / window"),
+        ("num_train_epochs: 3", "write schedule.epochs: 3"),
         ("max_steps: 500", "write schedule.steps: 500"),
         ("max_steps: -1", "use schedule.steps, which needs an integer > 0"),
         ("warmup_ratio: 0.03", "write schedule.warmup_steps: 0.03 x schedule.steps"),

@@ -29,6 +29,14 @@ def messages(environ=None, **sections) -> list[str]:
             {"schedule": {"steps": 5, "warmup_steps": 6}},
             ["warmup_steps: 6 (at schedule.warmup_steps) exceeds", "steps: 5 (at", "at most 5"],
         ),
+        (
+            {"window": {"examples": 8, "supervised_tokens": 900}},
+            ["window.examples: 8 (at", "supervised_tokens: 900 (at", "keep one"],
+        ),
+        (
+            {"schedule": {"steps": 8, "epochs": 2}},
+            ["schedule.steps: 8 (at", "schedule.epochs: 2.0 (at", "set the other to null"],
+        ),
         ({"engine": {"name": "ddp"}}, ["ddp (at engine.name)", "unset", "accelerate launch --mul"]),
     ],
 )
@@ -44,6 +52,8 @@ def test_fields_that_conflict(sections, expected):
         {},
         {"model": {"config": LLAMA, "tokenizer": "embedded"}},
         {"schedule": {"steps": 5, "warmup_steps": 5}},
+        {"schedule": {"epochs": 2, "warmup_steps": 5000}},
+        {"window": {"supervised_tokens": 900}},
         {"engine": {"name": "single"}},
     ],
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
-import torch
 from distributed.cases import LEARNING_RATE, Case, Trace
 
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.config.schema import Optimizer
-from gradacc_dist.data.order import Order
+from gradacc_dist.data.order import Order, Window
 from gradacc_dist.data.tokens import Example
 from gradacc_dist.denominator import Denominator
 from gradacc_dist.engines import build_engine
@@ -35,8 +34,11 @@ class ListedTokens:
 
 def windows_of(case: Case) -> list[list[int]]:
     """The ids of each step, for the reference. Their order is tested elsewhere."""
-    order = Order(len(case.lengths), case.window, case.seed)
-    return [order.window(step).example_ids.tolist() for step in range(1, case.steps + 1)]
+    return [window.example_ids.tolist() for window in case_windows(case)]
+
+
+def case_windows(case: Case) -> Iterator[Window]:
+    return islice(Order(len(case.lengths), case.seed, case.window).windows(), case.steps)
 
 
 def run_case(
@@ -51,14 +53,11 @@ def run_case(
         lambda module: build_optimizer(optimizer, module),
         world,
     )
-    order = Order(len(case.lengths), case.window, case.seed)
     assembler = Assembler(
         ListedTokens(case.examples()), objective, micro_batch, world.rank, world.ranks, "test"
     )
     trace = Trace({}, [], [], {})
-    for local, agreement in agreed_windows(
-        range(1, case.steps + 1), order.window, assembler, world
-    ):
+    for local, agreement in agreed_windows(case_windows(case), assembler, world):
         denominator = Denominator(mode, agreement, local.num_micro_batches)
         loss = accumulate(built, local, denominator, case.seed, world)
         trace.gradients = trace.gradients or built.gradients()
@@ -67,16 +66,3 @@ def run_case(
         trace.counts.append(int(agreement.items["cross_entropy"]))
     trace.weights = {n: v.clone() for n, v in built.module.model.state_dict().items()}
     return trace
-
-
-@dataclass(frozen=True)
-class Layout:
-    ranks: int
-    micro_batch: int
-    engine: str = "auto"
-    extra: Any = None
-
-
-def set_threads(world: World) -> int:
-    torch.set_num_threads(1)
-    return world.ranks

@@ -1,0 +1,98 @@
+"""What a run tells of itself: the table at its start and the record of each step."""
+
+from __future__ import annotations
+
+from gradacc_dist.config import Config
+from gradacc_dist.data.tokens import Tokens
+from gradacc_dist.denominator import Agreement
+from gradacc_dist.engines import Engine
+from gradacc_dist.observe.ledger import Term, TrainRecord, comparison_label
+from gradacc_dist.step import StepOutcome
+from gradacc_dist.windows import LocalWindow
+from gradacc_dist.world import World
+
+
+def train_record(
+    config: Config,
+    local: LocalWindow,
+    agreement: Agreement,
+    outcome: StepOutcome,
+    engine: Engine,
+    rate: float,
+    seconds: float,
+) -> TrainRecord:
+    """The ledger's line for one step; every figure is global. `seconds` since the step before."""
+    sums = outcome.window_loss.sums
+    main_term, *_ = engine.module.objective.weights
+    return TrainRecord(
+        step=local.window.step,
+        epoch=local.window.epoch,
+        examples_seen=local.window.examples_seen,
+        num_examples=len(local.window.example_ids),
+        example_ids_sha256=local.window.ids_sha256,
+        loss=outcome.window_loss.loss,
+        terms={
+            name: Term.over(sums.get(name, 0.0), count) for name, count in agreement.items.items()
+        },
+        supervised_tokens=int(agreement.items[main_term]),
+        input_tokens=agreement.input_tokens,
+        padded_tokens=agreement.padded_tokens,
+        micro_batches=local.num_micro_batches,
+        ranks=agreement.ranks,
+        engine=engine.name,
+        denominator=config.objective.denominator,
+        reduction_factor=engine.reduction_factor,
+        grad_norm=outcome.grad_norm,
+        learning_rate=rate,
+        seconds=seconds,
+        tokens_per_second=agreement.input_tokens / seconds,
+        skipped=outcome.skipped,
+    )
+
+
+def start_rows(
+    config: Config, train: Tokens, num_steps: int, engine: Engine, world: World
+) -> dict[str, str]:
+    """What is about to run, for a person to check before it does."""
+    model = engine.module.model
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    report = train.report
+    rows = {
+        "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
+        f"{config.precision.compute}",
+        **_layout_rows(config, world),
+        "engine": f"{engine.name} on {world.device.type}, reduction factor "
+        f"{engine.reduction_factor:g}",
+        "denominator": comparison_label(config.objective.denominator) or "window",
+        "steps": f"{num_steps:,}",
+        "train data": f"{config.data.train}: {report.num_rows:,} examples, "
+        f"{train.lengths.sum():,} tokens, {train.items.sum():,} supervised",
+    }
+    if report.num_truncated:
+        rows["truncated"] = (
+            f"{report.num_truncated:,} examples lost {report.num_truncated_tokens:,} tokens to "
+            f"data.max_length {config.data.max_length}"
+        )
+    if report.num_without_items:
+        rows["no supervision"] = f"{report.num_without_items:,} examples hold no supervised token"
+    return {**rows, "output": f"{config.run.output_dir}/"}
+
+
+def _layout_rows(config: Config, world: World) -> dict[str, str]:
+    per_micro_batch = config.micro_batch.examples
+    if config.window.examples is None:
+        size = f"window of up to {config.window.supervised_tokens:,} supervised tokens"
+        layout = f"{world.ranks} rank(s), micro-batches of up to {per_micro_batch} examples"
+        return {"layout": f"{layout}, {size}"}
+    num_micro_batches = -(-config.window.examples // per_micro_batch)
+    turns = -(-num_micro_batches // world.ranks)
+    rows = {
+        "layout": f"{world.ranks} rank(s) x {turns} micro-batch(es) of up to {per_micro_batch} "
+        f"= window of {config.window.examples} examples"
+    }
+    if idle := turns * world.ranks - num_micro_batches:
+        rows["idle"] = (
+            f"{idle} of {turns * world.ranks} turns a window run filler: "
+            "a smaller micro_batch.examples would share the work evenly"
+        )
+    return rows
