@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from gradacc_dist.config import Resolved, help_text, load, parse_command_line, table
-from gradacc_dist.errors import ConfigError, DataError, GradaccError
+from gradacc_dist.errors import GradaccError
 
-SILENT_RANKS_LINGER_SECONDS = 2.0
+LINGER_SECONDS = 2.0
 
 
 def run_command(
@@ -18,8 +18,7 @@ def run_command(
 ) -> int:
     """Parse `argv`, load the configuration, do `work`. Returns the exit code.
 
-    A GradaccError becomes its text on standard error and its exit code. Every rank meets a mistake
-    in the configuration, so only the first of each host speaks.
+    A GradaccError becomes its text on standard error and its exit code.
     """
     try:
         command = parse_command_line(sys.argv[1:] if argv is None else argv)
@@ -40,11 +39,10 @@ def run_command(
 
 def _report(error: GradaccError) -> None:
     rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    # Every rank of a host reads the same configuration and data, and meets the same mistake.
-    same_on_this_host = isinstance(error, ConfigError | DataError)
-    if (error.same_on_all_ranks and rank != "0") or (same_on_this_host and local_rank != "0"):
-        # The launcher kills the others once one rank leaves: let the one that speaks finish.
-        time.sleep(SILENT_RANKS_LINGER_SECONDS)
-        return
-    speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
-    print(f"{speaker}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    if local_rank != "0":
+        # Most likely the first rank of this host meets the same mistake. Let it speak: once it
+        # leaves, the launcher ends this one. If it does not leave, it had no such mistake.
+        time.sleep(LINGER_SECONDS)
+    if not (error.same_on_all_ranks and rank != "0"):
+        speaker = f"[rank {rank}] " if "RANK" in os.environ else ""
+        print(f"{speaker}{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import torch
 from gradacc_dist.data.batch import collate
 from gradacc_dist.data.plan import plan
 from gradacc_dist.data.tokens import Tokens
+from gradacc_dist.denominator import Mode
 from gradacc_dist.engines import Engine
 from gradacc_dist.objectives.terms import Objective
 from gradacc_dist.observe.ledger import EvalRecord, Term
@@ -24,6 +25,7 @@ class Evaluation:
     tokens: Tokens
     num_examples: int
     micro_batch_examples: int
+    mode: Mode
 
     def run(self, engine: Engine, step: int, world: World) -> EvalRecord:
         """Evaluate the present weights. Collective; the record is the same on every rank."""
@@ -53,6 +55,7 @@ class Evaluation:
             step=step,
             loss=sum(objective.weights[name] * term.value for name, term in terms.items()),
             terms=terms,
+            denominator=self.mode,
             num_examples=self.num_examples,
             supervised_tokens=int(terms[names[0]].count),
             seconds=seconds,

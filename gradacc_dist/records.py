@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from gradacc_dist.agreement import Agreement
 from gradacc_dist.config import Config
 from gradacc_dist.data.tokens import Tokens
-from gradacc_dist.denominator import Agreement
 from gradacc_dist.engines import Engine
+from gradacc_dist.model import dropout_of
 from gradacc_dist.observe.ledger import Term, TrainRecord, comparison_label
 from gradacc_dist.step import StepOutcome
 from gradacc_dist.windows import LocalWindow
@@ -22,7 +23,7 @@ def train_record(
     seconds: float,
 ) -> TrainRecord:
     """The ledger's line for one step; every figure is global. `seconds` since the step before."""
-    sums = outcome.window_loss.sums
+    sums, counts = outcome.window_loss.sums, agreement.global_items
     main_term, *_ = engine.module.objective.weights
     return TrainRecord(
         step=local.window.step,
@@ -31,10 +32,8 @@ def train_record(
         num_examples=len(local.window.example_ids),
         example_ids_sha256=local.window.ids_sha256,
         loss=outcome.window_loss.loss,
-        terms={
-            name: Term.over(sums.get(name, 0.0), count) for name, count in agreement.items.items()
-        },
-        supervised_tokens=int(agreement.items[main_term]),
+        terms={name: Term.over(sums.get(name, 0.0), counts[name]) for name in counts},
+        supervised_tokens=int(counts[main_term]),
         input_tokens=agreement.input_tokens,
         padded_tokens=agreement.padded_tokens,
         micro_batches=local.num_micro_batches,
@@ -60,7 +59,7 @@ def start_rows(
     rows = {
         "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
         f"{config.precision.compute}",
-        **_layout_rows(config, world),
+        **_layout_rows(config, len(train), world),
         "engine": f"{engine.name} on {world.device.type}, reduction factor "
         f"{engine.reduction_factor:g}",
         "denominator": comparison_label(config.objective.denominator) or "window",
@@ -75,20 +74,26 @@ def start_rows(
         )
     if report.num_without_items:
         rows["no supervision"] = f"{report.num_without_items:,} examples hold no supervised token"
+    if dropout := dropout_of(model):
+        rows["dropout"] = (
+            f"{dropout:g}: it follows the micro-batch, so runs of another micro_batch.examples "
+            "agree in expectation only"
+        )
     return {**rows, "output": f"{config.run.output_dir}/"}
 
 
-def _layout_rows(config: Config, world: World) -> dict[str, str]:
+def _layout_rows(config: Config, num_examples: int, world: World) -> dict[str, str]:
     per_micro_batch = config.micro_batch.examples
     if config.window.examples is None:
         size = f"window of up to {config.window.supervised_tokens:,} supervised tokens"
         layout = f"{world.ranks} rank(s), micro-batches of up to {per_micro_batch} examples"
         return {"layout": f"{layout}, {size}"}
-    num_micro_batches = -(-config.window.examples // per_micro_batch)
+    window = min(config.window.examples, num_examples)
+    num_micro_batches = -(-window // per_micro_batch)
     turns = -(-num_micro_batches // world.ranks)
     rows = {
         "layout": f"{world.ranks} rank(s) x {turns} micro-batch(es) of up to {per_micro_batch} "
-        f"= window of {config.window.examples} examples"
+        f"= window of {window} examples"
     }
     if idle := turns * world.ranks - num_micro_batches:
         rows["idle"] = (

@@ -8,7 +8,8 @@ from hashlib import sha256
 
 import torch
 
-from gradacc_dist.denominator import Agreement, Denominator, Mode
+from gradacc_dist.agreement import Agreement
+from gradacc_dist.denominator import Denominator, Mode
 from gradacc_dist.engines import Engine
 from gradacc_dist.errors import GradaccError, NonFiniteError, ZeroItemsError
 from gradacc_dist.windows import LocalWindow
@@ -41,11 +42,16 @@ class WindowLoss:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """`grad_norm` is before clipping, None where it was not taken; `skipped` says why."""
+    """What became of a window.
+
+    `grad_norm` is before clipping, None where it was not taken; `skipped` says why the weights
+    were left; `error` is what to raise, once the step is recorded, where the policy is to stop.
+    """
 
     window_loss: WindowLoss
     grad_norm: float | None
-    skipped: str | None
+    skipped: str | None = None
+    error: GradaccError | None = None
 
 
 NOTHING = WindowLoss(float("nan"), {}, ())
@@ -59,27 +65,24 @@ def train_step(
     learning_rate: float,
     world: World,
 ) -> StepOutcome:
-    """Train on one window. Collective; every rank takes the same decision.
-
-    Raises ZeroItemsError or NonFiniteError, on every rank, where the policy is "error".
-    """
+    """Train on one window. Collective; every rank takes the same decision."""
     if not agreement.has_items:
-        if settings.on_zero_items == "error":
-            raise _zero_items(local)
-        return StepOutcome(NOTHING, None, "zero_items")
+        error = _zero_items(local) if settings.on_zero_items == "error" else None
+        return StepOutcome(NOTHING, None, "zero_items", error)
     denominator = Denominator(settings.mode, agreement, local.num_micro_batches)
     window_loss = accumulate(engine, local, denominator, settings.seed, world)
     if window_loss.non_finite_ranks:
         engine.discard()
-        outcome = StepOutcome(window_loss, None, "non_finite")
+        grad_norm = None
     else:
         update = engine.update(learning_rate, settings.max_grad_norm)
-        outcome = StepOutcome(
-            window_loss, update.grad_norm, None if update.applied else "non_finite"
-        )
-    if outcome.skipped and settings.on_non_finite == "error":
-        raise _non_finite(local, outcome, world)
-    return outcome
+        grad_norm = update.grad_norm
+        if update.applied:
+            return StepOutcome(window_loss, grad_norm)
+    error = None
+    if settings.on_non_finite == "error":
+        error = _non_finite(local, window_loss, grad_norm, world)
+    return StepOutcome(window_loss, grad_norm, "non_finite", error)
 
 
 def accumulate(
@@ -91,7 +94,7 @@ def accumulate(
     """
     weights = engine.module.objective.weights
     totals = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
-    for turn, (batch, items) in enumerate(zip(local.micro_batches, local.items, strict=True)):
+    for turn, (batch, items) in enumerate(zip(local.micro_batches, local.local_items, strict=True)):
         # Dropout follows the micro-batch, not the rank that happens to run it.
         torch.manual_seed(micro_batch_seed(seed, local.window.step, batch.index))
         with engine.micro_batch(last=turn == len(local.micro_batches) - 1):
@@ -129,13 +132,15 @@ def _zero_items(local: LocalWindow) -> GradaccError:
     )
 
 
-def _non_finite(local: LocalWindow, outcome: StepOutcome, world: World) -> GradaccError:
-    step, loss = local.window.step, outcome.window_loss
+def _non_finite(
+    local: LocalWindow, loss: WindowLoss, grad_norm: float | None, world: World
+) -> GradaccError:
+    step = local.window.step
     if loss.non_finite_ranks:
         where = ", ".join(world.describe_rank(rank) for rank in loss.non_finite_ranks)
         what = f"the loss is {loss.loss} (from {where})"
     else:
-        what = f"the loss is {loss.loss:.6g} but the gradient norm is {outcome.grad_norm}"
+        what = f"the loss is {loss.loss:.6g} but the gradient norm is {grad_norm}"
     return NonFiniteError(
         f"step {step}: {what}; the weights are as after step {step - 1}. Lower "
         "optimizer.learning_rate or raise schedule.warmup_steps, or set "

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 
+import numpy as np
 import transformers
 from transformers import PreTrainedTokenizerBase
 
 from gradacc_dist import __version__
+from gradacc_dist.agreement import agree_on_run
 from gradacc_dist.checkpoint.export import continuation, save_model
 from gradacc_dist.config import Config, Resolved, dump, fingerprint
 from gradacc_dist.data import tokenizer as tokenizers
-from gradacc_dist.data.formats import segments
 from gradacc_dist.data.order import Order
 from gradacc_dist.data.sources import Role, Source
 from gradacc_dist.data.tokens import Tokens, prepare
 from gradacc_dist.engines import Engine, build_engine
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.evaluate import Evaluation
-from gradacc_dist.model import build_model
+from gradacc_dist.items import IGNORED_LABEL
+from gradacc_dist.model import build_model, check_positions
 from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.observe.observer import Observer
@@ -53,19 +55,20 @@ def train(resolved: Resolved) -> None:
     # Before the ranks meet: tokenising can take longer than a collective may wait.
     data = load_data(config)
     with start(config.engine.timeout_seconds) as world:
-        claim_output_dir(resolved, world)
-        engine = make_engine(config, data.tokenizer, world)
+        agree_on_run(run_sha256(config, data), world)
+        engine = make_engine(config, data, world)
         order = make_order(config, data.train)
         num_steps = count_steps(config, order)
+        claim_output_dir(resolved, world)
         with Observer(config, num_steps, enabled=world.is_main) as observer:
             observer.start(start_rows(config, data.train, num_steps, engine, world))
             train_windows(config, data, order, num_steps, engine, observer, world)
             if config.checkpoint.save_model:
                 save_model(engine, data.tokenizer, config.run.output_dir / "model", world)
             observer.end()
-            if world.is_main:
-                show_sample(config, observer)
-        world.barrier()
+    # After the ranks have parted: the others need not wait for it.
+    if world.is_main and config.checkpoint.save_model:
+        show_sample(config, data, observer)
 
 
 def load_data(config: Config) -> Data:
@@ -85,29 +88,35 @@ def load_data(config: Config) -> Data:
 
 
 def claim_output_dir(resolved: Resolved, world: World) -> None:
-    """Make the output folder, with the configuration in it. Collective.
+    """Make the output folder, with the configuration in it and nothing of an earlier run.
 
-    Raises ConfigError, on every rank, when an earlier run is there and may not be replaced.
+    Collective. Raises, on every rank, ConfigError when an earlier run is there and may not be
+    replaced, DiskError when the folder cannot be written.
     """
+    with world.main_alone():
+        if world.is_main:
+            _replace_output_dir(resolved)
+
+
+def _replace_output_dir(resolved: Resolved) -> None:
     run = resolved.config.run
-    ledger = run.output_dir / "ledger.jsonl"
-    taken = world.is_main and ledger.exists() and not run.overwrite
-    if world.share_row([float(taken)]).wait().any():
-        raise ConfigError(
-            f"run.output_dir: {run.output_dir} holds an earlier run; choose another folder, "
-            "or set --run.overwrite true to replace it",
-            same_on_all_ranks=True,
-        )
-    if world.is_main:
-        with DiskError.naming(run.output_dir):
-            run.output_dir.mkdir(parents=True, exist_ok=True)
-            ledger.unlink(missing_ok=True)
-            (run.output_dir / "config.resolved.yaml").write_text(dump(resolved))
+    with DiskError.naming(run.output_dir):
+        if (run.output_dir / "ledger.jsonl").exists() and not run.overwrite:
+            raise ConfigError(
+                f"run.output_dir: {run.output_dir} holds an earlier run; choose another folder, or "
+                "set --run.overwrite true to replace it"
+            )
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("ledger.jsonl", "loss.png"):
+            (run.output_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(run.output_dir / "model", ignore_errors=True)
+        (run.output_dir / "config.resolved.yaml").write_text(dump(resolved))
 
 
-def make_engine(config: Config, tokenizer: PreTrainedTokenizerBase, world: World) -> Engine:
+def make_engine(config: Config, data: Data, world: World) -> Engine:
     """Model and objective under the engine asked for. Collective."""
-    model = build_model(config.model, config.precision, tokenizer, config.run.seed)
+    model = build_model(config.model, config.precision, data.tokenizer, config.run.seed)
+    check_positions(model, int(data.train.lengths.max()))
     return build_engine(
         config.engine,
         ObjectiveModule(model, CausalLM()),
@@ -173,6 +182,8 @@ def train_windows(
         num_updates += outcome.skipped is None
         seconds, previous = time.perf_counter() - previous, time.perf_counter()
         observer.train(train_record(config, local, agreement, outcome, engine, rate, seconds))
+        if outcome.error is not None:
+            raise outcome.error
         step = local.window.step
         if step == num_steps or is_due(step, config.evaluate.every_steps):
             evaluate(config, data, engine, observer, step, world)
@@ -190,21 +201,30 @@ def evaluate(
     """Measure the loss on the held-out examples, if there are any. Collective."""
     if data.evaluate is not None:
         num_examples = min(len(data.evaluate), config.evaluate.examples or len(data.evaluate))
-        evaluation = Evaluation(data.evaluate, num_examples, config.micro_batch.examples)
+        evaluation = Evaluation(
+            data.evaluate,
+            num_examples,
+            config.micro_batch.examples,
+            config.objective.denominator,
+        )
         observer.evaluation(evaluation.run(engine, step, world))
 
 
 def run_sha256(config: Config, data: Data) -> str:
     """What ranks must share to compute the same run: code, configuration, data."""
-    parts = [__version__, fingerprint(config), data.train.sha256]
+    held_out = data.evaluate.sha256 if data.evaluate else ""
+    parts = [__version__, fingerprint(config), data.train.sha256, held_out]
     return sha256(" ".join(parts).encode()).hexdigest()
 
 
-def show_sample(config: Config, observer: Observer) -> None:
-    """Let the exported model continue the prompt of a held-out example."""
-    folder: Path = config.run.output_dir / "model"
-    name = config.data.evaluate
-    if config.checkpoint.save_model and config.track.sample_tokens and name:
-        place, row = next(Source(name, "evaluate").rows())
-        prompt = segments(row, place)[0].text
-        observer.sample(prompt, continuation(folder, prompt, config.track.sample_tokens))
+def show_sample(config: Config, data: Data, observer: Observer) -> None:
+    """Let the exported model continue the unsupervised beginning of a held-out example."""
+    num_tokens = config.track.sample_tokens
+    if data.evaluate is None or num_tokens == 0:
+        return
+    example, *_ = data.evaluate.examples(np.array([0]))
+    beginning = int(np.argmax(example.labels != IGNORED_LABEL))
+    prompt = example.input_ids[: min(beginning, max(1, config.data.max_length - num_tokens))]
+    if len(prompt):
+        folder = config.run.output_dir / "model"
+        observer.sample(*continuation(folder, prompt.tolist(), num_tokens))

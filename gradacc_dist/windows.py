@@ -7,14 +7,11 @@ receives window n, it and its agreement were under way while window n - 1 was co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
-from gradacc_dist.data.batch import MicroBatch, collate
-from gradacc_dist.data.order import Window
-from gradacc_dist.data.plan import plan
-from gradacc_dist.data.prefetch import prefetched
-from gradacc_dist.data.tokens import Tokens
-from gradacc_dist.denominator import (
+from gradacc_dist.agreement import (
     Agreement,
     Counts,
     LocalCounts,
@@ -22,6 +19,11 @@ from gradacc_dist.denominator import (
     fingerprint,
     launch_agreement,
 )
+from gradacc_dist.data.batch import MicroBatch, collate
+from gradacc_dist.data.order import Ids, Window
+from gradacc_dist.data.plan import plan
+from gradacc_dist.data.prefetch import prefetched
+from gradacc_dist.data.tokens import Example
 from gradacc_dist.objectives.terms import Objective
 from gradacc_dist.world import World
 
@@ -30,15 +32,22 @@ from gradacc_dist.world import World
 class LocalWindow:
     """One rank's share of a window, ready to run.
 
-    `items[i]` are the counts of `micro_batches[i]`; `num_micro_batches` is the number of real ones
-    over all ranks; `counts` is what this rank brings to the agreement.
+    `local_items[i]` are the counts of `micro_batches[i]`; `num_micro_batches` is the number of real
+    ones over all ranks; `counts` is what this rank brings to the agreement.
     """
 
     window: Window
     micro_batches: Sequence[MicroBatch]
-    items: Sequence[Counts]
+    local_items: Sequence[Counts]
     num_micro_batches: int
     counts: LocalCounts
+
+
+class Examples(Protocol):
+    """Whatever gives examples by id: tokens on disk, or a list in a test."""
+
+    def examples(self, ids: Ids) -> list[Example]:
+        """The examples with these ids, in this order."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Assembler:
     `run_sha256` stands for everything on which the ranks must agree before they start a window.
     """
 
-    tokens: Tokens
+    tokens: Examples
     objective: Objective
     micro_batch_examples: int
     rank: int
@@ -68,7 +77,9 @@ class Assembler:
             num_turns=len(micro_batches),
             input_tokens=sum(batch.input_tokens for batch in micro_batches),
             padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
-            items={term: sum(counts[term] for counts in items) for term in self.objective.weights},
+            local_items={
+                term: sum(counts[term] for counts in items) for term in self.objective.weights
+            },
         )
         return LocalWindow(window, micro_batches, items, whole.num_micro_batches, counts)
 
@@ -95,4 +106,6 @@ def agreed_windows(
                 yield previous, last.wait()
         finally:
             if upcoming is not None:
-                upcoming.drain()
+                # After an error the peers may be gone; the first cause is what counts then.
+                with suppress(RuntimeError):
+                    upcoming.drain()

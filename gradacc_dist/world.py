@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
-from gradacc_dist.errors import ConfigError
+from gradacc_dist.errors import ConfigError, GradaccError
 
 
 class SharedRows:
@@ -73,9 +73,26 @@ class World:
             work = dist.all_reduce(matrix, group=self.agreement_group, async_op=True)
         return SharedRows(matrix, work)
 
-    def barrier(self) -> None:
-        """Wait for all ranks. Collective."""
-        self.share_row([0.0]).wait()
+    @contextmanager
+    def main_alone(self) -> Iterator[None]:
+        """Around work that only rank 0 does and that can fail. Collective.
+
+        A GradaccError of rank 0 ends every rank: rank 0 with the error, the others with a silent
+        one of the same exit code, instead of a wait for a peer that is gone.
+        """
+        error: GradaccError | None = None
+        try:
+            yield
+        except GradaccError as raised:
+            error = raised
+        exit_code = error.exit_code if error else 0
+        codes = self.share_row([float(exit_code)]).wait()
+        if error is not None:
+            raise error
+        if codes.any():
+            failed = GradaccError("rank 0 failed; see its message", same_on_all_ranks=True)
+            failed.exit_code = int(codes.max())
+            raise failed
 
 
 @contextmanager

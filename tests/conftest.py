@@ -25,7 +25,8 @@ class Pools:
         self._pools: dict[int, Pool] = {}
 
     def __getitem__(self, ranks: int) -> Pool:
-        if ranks not in self._pools:
+        # A pool in which a rank failed is out of step and closed: it must not fail other tests.
+        if ranks not in self._pools or self._pools[ranks].is_closed:
             self._pools[ranks] = Pool(ranks)
         return self._pools[ranks]
 

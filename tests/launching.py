@@ -21,7 +21,9 @@ ACCELERATE = [
 def launcher(name: str, ranks: int) -> list[str]:
     """The command that starts `ranks` processes."""
     if name == "accelerate" and ranks > 1:
-        return [*ACCELERATE, "--multi_gpu", "--num_processes", str(ranks)]
+        shipped = ROOT / "configs" / "accelerate" / "cpu_ddp.yaml"
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        return [*command, "--config_file", str(shipped), "--num_processes", str(ranks)]
     if name == "accelerate":
         return [*ACCELERATE, "--cpu", "--num_processes", "1"]
     if name == "torchrun":

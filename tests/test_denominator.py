@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from gradacc_dist.data.order import Window
-from gradacc_dist.denominator import (
+from gradacc_dist.agreement import (
     Agreement,
-    Denominator,
     LocalCounts,
+    agree_on_run,
     fingerprint,
     launch_agreement,
 )
+from gradacc_dist.data.order import Window
+from gradacc_dist.denominator import Denominator
 from gradacc_dist.errors import DisagreementError
 
 WINDOW = Window(step=7, epoch=0, example_ids=np.arange(4), examples_seen=28)
@@ -39,16 +40,29 @@ def test_counts_are_exact_sums_over_ranks(pools, ranks):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"fingerprint": 1}, "step, example ids, configuration or data"),
+        ({"fingerprint": 1}, "ids, configuration or data"),
         ({"num_turns": 3}, "number of micro-batches"),
     ],
 )
 def test_a17_a_rank_that_differs_is_named_on_every_rank(pools, change, what):
     texts = pools[4].run(agree, change)
     assert len(set(texts)) == 1
-    assert f"step 7: the ranks disagree on the {what}" in texts[0]
-    assert "rank 1 of 4 (host " in texts[0]
+    assert f"step 7: {what}: the ranks disagree: rank 1 of 4 (host " in texts[0]
     assert "rank 2" not in texts[0]
+
+
+def agree_on_runs(world):
+    try:
+        agree_on_run(f"run of rank {world.rank % 2}", world)
+    except DisagreementError as error:
+        return str(error)
+
+
+def test_ranks_started_for_different_runs_part_before_any_model_is_wrapped(pools):
+    texts = pools[2].run(agree_on_runs)
+    assert texts[0] == texts[1]
+    assert "configuration, data or code: the ranks disagree: rank 1 of 2" in texts[0]
+    assert pools[1].run(agree_on_runs) == [None]
 
 
 def test_the_fingerprint_tells_steps_ids_and_runs_apart():

@@ -28,7 +28,7 @@ def evaluate(world, micro_batch):
     )
     tokens = ListedTokens(CASE.examples())
     tokens.lengths = np.array(CASE.lengths)
-    return Evaluation(tokens, NUM_EXAMPLES, micro_batch).run(engine, 5, world)
+    return Evaluation(tokens, NUM_EXAMPLES, micro_batch, "window").run(engine, 5, world)
 
 
 def truth() -> tuple[float, int]:

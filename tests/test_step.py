@@ -56,7 +56,10 @@ def run(world, case, settings, objective):
     outcomes, error = [], None
     try:
         for local, agreement in agreed_windows(case_windows(case), assembler, world):
-            outcomes.append(train_step(engine, local, agreement, settings, 0.1, world))
+            outcome = train_step(engine, local, agreement, settings, 0.1, world)
+            if outcome.error is not None:
+                raise outcome.error
+            outcomes.append(outcome)
     except GradaccError as raised:
         error = raised
     after = engine.module.model.state_dict()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from launching import ledger, train
+from launching import launcher, ledger, run, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS = 6
@@ -154,6 +154,53 @@ def test_the_historical_bug_is_labelled_and_differs(folder, runs):
     assert bug["denominator"] == "micro_batch_mean"
     assert bug["example_ids_sha256"] == right["example_ids_sha256"]
     assert abs(bug["grad_norm"] / right["grad_norm"] - 1) > 1e-3
+
+
+def test_a_step_that_stops_the_run_is_in_the_ledger(folder):
+    """Contract 11, B13: what stopped it is recorded and drawn, and the exit code says it."""
+    output = folder / "stopped"
+    flags = ["--optimizer.learning_rate", "1e30", "--schedule.warmup_steps", "0"]
+    done = train(folder / "run.yaml", output, *flags, name="accelerate", ranks=2)
+    assert done.returncode != 0
+    assert "exitcode  : 22" in done.stderr
+    *_, last = ledger(output)
+    assert last["skipped"] == "non_finite"
+    assert f"NonFiniteError: step {last['step']}: the " in done.stderr
+    assert done.stderr.count("NonFiniteError") == 1
+    assert (output / "loss.png").exists()
+    assert not (output / "model").exists()
+
+
+def test_a_run_that_cannot_be_built_leaves_the_earlier_one_alone(folder, runs):
+    output = runs["python, 1 rank"]
+    before = sorted(path.name for path in output.iterdir())
+    flags = ["--run.overwrite", "true", "--model.config.vocab_size", "20"]
+    done = train(folder / "run.yaml", output, *flags)
+    assert done.returncode == 10
+    assert "the tokenizer has" in done.stderr
+    assert sorted(path.name for path in output.iterdir()) == before
+
+
+def test_a_folder_that_rank_0_cannot_write_ends_every_rank(folder):
+    (folder / "file").write_text("")
+    done = train(folder / "run.yaml", folder / "file" / "x", name="torchrun", ranks=2)
+    assert "exitcode  : 25" in done.stderr
+    assert "DiskError" in done.stderr
+    assert "RuntimeError" not in done.stderr
+
+
+def test_a_mistake_that_only_another_rank_meets_is_told(folder):
+    """C8: rank 0 is fine, rank 1 has other data; both stop and rank 1's words are seen."""
+    program = folder / "two_faced.py"
+    program.write_text(
+        "import os, sys\n"
+        "from gradacc_dist.train import main\n"
+        "bad = ['--data.train', '/no/such.jsonl'] if os.environ['RANK'] == '1' else []\n"
+        "sys.exit(main([*sys.argv[1:], *bad]))\n"
+    )
+    command = [*launcher("torchrun", 2), str(program), "--config", str(folder / "run.yaml")]
+    done = run([*command, "--run.output_dir", str(folder / "two")])
+    assert "[rank 1] DataError: /no/such.jsonl" in done.stderr
 
 
 def test_a_window_smaller_than_the_ranks_works(folder):

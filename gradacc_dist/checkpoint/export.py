@@ -30,6 +30,7 @@ def save_model(
     The folder appears complete or not at all; one of an earlier run is replaced. Raises DiskError.
     """
     weights = engine.state_dict()
+    # The others do not wait: writing a large model may take longer than a collective may.
     if world.is_main:
         making = folder.with_name(folder.name + ".making")
         with DiskError.naming(folder):
@@ -38,7 +39,6 @@ def save_model(
             tokenizer.save_pretrained(making)
             shutil.rmtree(folder, ignore_errors=True)
             making.rename(folder)
-    world.barrier()
 
 
 def write_pretrained(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
@@ -57,21 +57,21 @@ def write_pretrained(model: PreTrainedModel, weights: dict[str, Tensor], folder:
     save_torch_state_dict(revert_weight_conversion(model, weights), folder)
 
 
-def continuation(folder: Path, prompt: str, max_new_tokens: int) -> str:
-    """What the exported model writes after `prompt`, choosing the likeliest token each time.
+def continuation(folder: Path, prompt_ids: list[int], max_new_tokens: int) -> tuple[str, str]:
+    """The prompt, and what the exported model writes after it, the likeliest token each time.
 
     Loads the folder as any user would, so it also shows that the export works.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    attention_mask = torch.ones_like(input_ids)
+    input_ids = torch.tensor([prompt_ids])
     with torch.no_grad():
         written: Tensor = model.generate(
             input_ids,
-            attention_mask=attention_mask,
+            attention_mask=torch.ones_like(input_ids),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
         )
-    return tokenizer.decode(written[0, input_ids.shape[1] :], skip_special_tokens=True)
+    answer = written[0, len(prompt_ids) :]
+    return tokenizer.decode(prompt_ids), tokenizer.decode(answer, skip_special_tokens=True)

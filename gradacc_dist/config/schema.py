@@ -45,7 +45,7 @@ class Run(Section):
     output_dir: Path = Field(
         Path("runs/default"), description="Folder that receives everything the run leaves."
     )
-    seed: NonNegativeInt = Field(
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="Seed of the initial weights, the order of examples, and dropout."
     )
     overwrite: bool = Field(

@@ -73,7 +73,7 @@ class Order:
 
     def num_windows(self, epochs: float) -> int:
         """Windows until `epochs` passes are complete, the last one whole."""
-        end = round(epochs * self.num_examples)
+        end = max(1, round(epochs * self.num_examples))
         if self.window_examples is not None:
             whole, rest = divmod(end, self.num_examples)
             per_epoch = -(-self.num_examples // self.window_examples)

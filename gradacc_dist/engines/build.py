@@ -9,7 +9,7 @@ from torch import nn
 
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.engines.engine import Engine
-from gradacc_dist.engines.replicated import ReplicatedEngine, wrap_in_ddp
+from gradacc_dist.engines.replicated import ReplicatedEngine
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.world import World
@@ -35,5 +35,4 @@ def build_engine(
             + ("one process" if name == "single" else "several with accelerate launch or torchrun")
         )
     module.to(world.device)
-    wrapped = module if name == "single" else wrap_in_ddp(module, world)
-    return ReplicatedEngine(name, wrapped, build_optimizer, world)
+    return ReplicatedEngine(module, build_optimizer, world)

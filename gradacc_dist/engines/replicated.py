@@ -16,10 +16,13 @@ from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.world import World
 
 
-def wrap_in_ddp(module: ObjectiveModule, world: World) -> DistributedDataParallel:
+def wrap_in_ddp(
+    module: ObjectiveModule, world: World, reduced: set[int]
+) -> DistributedDataParallel:
     """`module` under DDP, its reduction a sum. Collective.
 
-    Raises ConfigError when accelerate wrapped it in anything else.
+    Each reduction adds the ids of its parameters to `reduced`. Raises ConfigError when accelerate
+    wrapped it in anything else.
     """
     wrapped = world.accelerator.prepare_model(module)
     if not isinstance(wrapped, DistributedDataParallel):
@@ -31,34 +34,36 @@ def wrap_in_ddp(module: ObjectiveModule, world: World) -> DistributedDataParalle
         )
     # Buffers (rotary frequencies and the like) are constants: equal since the start.
     wrapped.broadcast_buffers = False
-    wrapped.register_comm_hook(None, _reduce_to_sum)
+    wrapped.register_comm_hook(reduced, _reduce_to_sum)
     return wrapped
 
 
 # DDP compares the annotations below with its types, so this module keeps them evaluated.
 def _reduce_to_sum(
-    _state: None,
+    reduced: set[int],
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
     # DDP's own reduction is a mean. Multiplying by the number of ranks for DDP to divide it away
     # again rounds twice wherever that number is no power of two.
+    reduced.update(id(parameter) for parameter in bucket.parameters())
     work = dist.all_reduce(bucket.buffer(), op=dist.ReduceOp.SUM, async_op=True)
-    return work.get_future().then(lambda reduced: reduced.value()[0])
+    return work.get_future().then(lambda future: future.value()[0])
 
 
 class ReplicatedEngine(Engine):
-    """`wrapped` is the module itself on a single device, or the module under DDP."""
+    """Wraps `module` in DDP when there are several ranks."""
 
     reduction_factor = 1.0
 
     def __init__(
         self,
-        name: str,
-        wrapped: ObjectiveModule | DistributedDataParallel,
+        module: ObjectiveModule,
         build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         world: World,
     ) -> None:
-        self.name = name
+        self.name = "single" if world.ranks == 1 else "ddp"
+        self._reduced: set[int] = set()
+        wrapped = module if world.ranks == 1 else wrap_in_ddp(module, world, self._reduced)
         self._wrapped = wrapped
         self._optimizer = build_optimizer(wrapped)
         self._world = world
@@ -96,6 +101,7 @@ class ReplicatedEngine(Engine):
 
     def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:
         """Every rank holds the same gradients, so each clips and steps by itself, alike."""
+        self._check_reduced()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = get_total_norm(gradients)
         applied = bool(norm.isfinite())
@@ -108,8 +114,26 @@ class ReplicatedEngine(Engine):
         self.discard()
         return Update(float(norm), applied)
 
+    def _check_reduced(self) -> None:
+        """DDP says nothing of a bucket it never reduced: its gradients are one rank's alone.
+
+        That happens to every bucket with a parameter that the last micro-batch did not use.
+        """
+        if not isinstance(self._wrapped, DistributedDataParallel):
+            return
+        named = self.module.model.named_parameters()
+        missing = [n for n, p in named if p.requires_grad and id(p) not in self._reduced]
+        if missing:
+            raise ConfigError(
+                f"engine.name: ddp did not reduce the gradients of {len(missing)} parameters "
+                f"({', '.join(missing[:3])}, ...): this model does not use all of its parameters "
+                "in each forward; use engine.name: single, or a model without unused parts",
+                same_on_all_ranks=True,
+            )
+
     def discard(self) -> None:
         """Clear the gradients."""
+        self._reduced.clear()
         self._optimizer.zero_grad(set_to_none=True)
 
     def evaluate(self, batch: MicroBatch) -> dict[str, Tensor]:

@@ -95,6 +95,8 @@ class EvalRecord:
     """Nats per item; NaN when nothing is supervised."""
     terms: Mapping[str, Term]
     """Loss terms by name."""
+    denominator: str
+    """How the run is trained, as in its train records; an evaluation is always sum over count."""
     num_examples: int
     """Held-out examples evaluated."""
     supervised_tokens: int

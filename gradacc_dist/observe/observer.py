@@ -26,6 +26,8 @@ class Observer:
         self._num_steps = num_steps
         self._enabled = enabled
         self._console = Console()
+        self._folder = config.run.output_dir
+        self._ledger_path = self._folder / "ledger.jsonl"
         self._started = time.perf_counter()
         self._open = ExitStack()
 
@@ -39,13 +41,16 @@ class Observer:
         traceback: TracebackType | None,
     ) -> None:
         self._open.close()
+        if self._enabled and self._ledger_path.exists():
+            # Of a run that stopped with an error too: that is when one wants to look.
+            loss_figure(self._ledger_path, self._folder / "loss.png", title=self._folder.name)
 
     def start(self, rows: Mapping[str, str]) -> None:
         """Show what is about to run, then the progress line."""
         if self._enabled:
             self._console.print(start_table(rows))
             config = self._config
-            self._ledger = self._open.enter_context(Ledger(config.run.output_dir / "ledger.jsonl"))
+            self._ledger = self._open.enter_context(Ledger(self._ledger_path))
             self._progress = self._open.enter_context(
                 Progress(
                     self._num_steps,
@@ -68,19 +73,19 @@ class Observer:
             self._progress.evaluation(record)
 
     def end(self) -> None:
-        """Close the ledger, draw the figure, show what the run did."""
+        """Close the ledger and show what the run did."""
         if self._enabled:
             self._open.close()
-            folder = self._config.run.output_dir
-            ledger, figure = folder / "ledger.jsonl", folder / "loss.png"
-            loss_figure(ledger, figure, title=folder.name)
-            outputs = {"output": f"{folder}/"}
-            self._console.print(end_table(ledger, outputs, time.perf_counter() - self._started))
+            outputs = {"output": f"{self._folder}/"}
+            wall_seconds = time.perf_counter() - self._started
+            self._console.print(end_table(self._ledger_path, outputs, wall_seconds))
 
     def sample(self, prompt: str, written: str) -> None:
         """Show what the trained model writes."""
         if self._enabled:
-            self._console.print(Text("Sample: after the prompt", style="bold"))
+            label = comparison_label(self._config.objective.denominator)
+            title = f"Sample ({label})" if label else "Sample"
+            self._console.print(Text(f"{title}: after the prompt", style="bold"))
             self._console.print(Text(prompt, style="dim"))
             self._console.print(Text("the model writes", style="bold"))
             self._console.print(Text(written))

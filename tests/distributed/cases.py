@@ -56,9 +56,9 @@ class Case:
 
 @dataclass
 class Trace:
-    """Gradients at the first step, gradient norms and losses at each, weights after the last."""
+    """Gradients, their norm and the loss at each step, and the weights after the last."""
 
-    gradients: dict[str, torch.Tensor]
+    gradients: list[dict[str, torch.Tensor]]
     norms: list[float]
     losses: list[float]
     weights: dict[str, torch.Tensor]
@@ -68,7 +68,7 @@ class Trace:
 def reference(case: Case, windows: list[list[int]]) -> Trace:
     model = case.model().double()
     examples = case.examples()
-    trace = Trace({}, [], [], {})
+    trace = Trace([], [], [], {})
     for ids in windows:
         model.zero_grad()
         count = sum(int((examples[i][1][1:] != -100).sum()) for i in ids)
@@ -82,7 +82,7 @@ def reference(case: Case, windows: list[list[int]]) -> Trace:
             (loss / count).backward()
             total += float(loss.detach())
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        trace.gradients = trace.gradients or gradients
+        trace.gradients.append(gradients)
         trace.norms.append(float(torch.stack([g.norm() for g in gradients.values()]).norm()))
         trace.losses.append(total / count)
         trace.counts.append(count)

@@ -27,6 +27,7 @@ class Pool:
     def __init__(self, ranks: int) -> None:
         context = multiprocessing.get_context("spawn")
         port = _free_port()
+        self.is_closed = False
         self._ends = []
         self._processes = []
         for rank in range(ranks):
@@ -49,11 +50,13 @@ class Pool:
             outcomes.append(end.recv())
         failures = [f"rank {r}:\n{text}" for r, (ok, text) in enumerate(outcomes) if not ok]
         if failures:
+            self.close()
             raise RankError("\n".join(failures))
         return [result for _, result in outcomes]
 
     def close(self) -> None:
         """End the ranks this pool started, and only them."""
+        self.is_closed = True
         for end in self._ends:
             end.close()
         for process in self._processes:

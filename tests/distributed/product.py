@@ -56,13 +56,13 @@ def run_case(
     assembler = Assembler(
         ListedTokens(case.examples()), objective, micro_batch, world.rank, world.ranks, "test"
     )
-    trace = Trace({}, [], [], {})
+    trace = Trace([], [], [], {})
     for local, agreement in agreed_windows(case_windows(case), assembler, world):
         denominator = Denominator(mode, agreement, local.num_micro_batches)
         loss = accumulate(built, local, denominator, case.seed, world)
-        trace.gradients = trace.gradients or built.gradients()
+        trace.gradients.append(built.gradients())
         trace.norms.append(built.update(LEARNING_RATE, None).grad_norm)
         trace.losses.append(loss.loss)
-        trace.counts.append(int(agreement.items["cross_entropy"]))
+        trace.counts.append(int(agreement.global_items["cross_entropy"]))
     trace.weights = {n: v.clone() for n, v in built.module.model.state_dict().items()}
     return trace

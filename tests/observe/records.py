@@ -45,6 +45,7 @@ def train_record(
 
 def eval_record(step: int = 1, loss: float = 3.75) -> EvalRecord:
     return EvalRecord(
+        denominator="window",
         step=step,
         loss=loss,
         terms={"causal_lm": Term(loss * 1000, 1000, loss)},
