@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import transformers
 from transformers import PreTrainedTokenizerBase
 
 from gradacc_dist import __version__
 from gradacc_dist.checkpoint.export import continuation, save_model
 from gradacc_dist.config import Config, Resolved, dump, fingerprint
-from gradacc_dist.data import tokenizer as tokenizers
-from gradacc_dist.data.formats import segments
+from gradacc_dist.data.load import Data, load_data
 from gradacc_dist.data.order import Order
-from gradacc_dist.data.sources import Role, Source
-from gradacc_dist.data.tokens import Tokens, prepare
+from gradacc_dist.data.tokens import Example, Examples
 from gradacc_dist.engines import Engine, build_engine
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.evaluate import Evaluation
+from gradacc_dist.items import IGNORED_LABEL
 from gradacc_dist.model import build_model
 from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.observe.observer import Observer
+from gradacc_dist.observe.tokenising import TokenisingProgress
 from gradacc_dist.optim import build_optimizer, learning_rate
 from gradacc_dist.records import start_rows, train_record
 from gradacc_dist.step import StepSettings, train_step
 from gradacc_dist.windows import Assembler, agreed_windows
 from gradacc_dist.world import World, start
-
-
-@dataclass(frozen=True)
-class Data:
-    """What every rank reads."""
-
-    tokenizer: PreTrainedTokenizerBase
-    train: Tokens
-    evaluate: Tokens | None
 
 
 def train(resolved: Resolved) -> None:
@@ -51,7 +42,8 @@ def train(resolved: Resolved) -> None:
     # One progress line, ours.
     transformers.utils.logging.disable_progress_bar()
     # Before the ranks meet: tokenising can take longer than a collective may wait.
-    data = load_data(config)
+    with TokenisingProgress() as progress:
+        data = load_data(config, progress)
     with start(config.engine.timeout_seconds) as world:
         claim_output_dir(resolved, world)
         engine = make_engine(config, data.tokenizer, world)
@@ -64,24 +56,8 @@ def train(resolved: Resolved) -> None:
                 save_model(engine, data.tokenizer, config.run.output_dir / "model", world)
             observer.end()
             if world.is_main:
-                show_sample(config, observer)
+                show_sample(config, data, observer)
         world.barrier()
-
-
-def load_data(config: Config) -> Data:
-    """Tokenizer and tokens, from the cache where it has them. Not collective."""
-    cache_dir = config.data.cache_dir.expanduser()
-    tokenizer = tokenizers.load(config.model.tokenizer or str(config.model.path), cache_dir)
-
-    def tokens(name: str, role: Role) -> Tokens:
-        return prepare(Source(name, role), tokenizer, config.data.max_length, cache_dir)
-
-    evaluate = config.data.evaluate
-    return Data(
-        tokenizer,
-        tokens(config.data.train, "train"),
-        tokens(evaluate, "evaluate") if evaluate else None,
-    )
 
 
 def claim_output_dir(resolved: Resolved, world: World) -> None:
@@ -116,7 +92,7 @@ def make_engine(config: Config, tokenizer: PreTrainedTokenizerBase, world: World
     )
 
 
-def make_order(config: Config, tokens: Tokens) -> Order:
+def make_order(config: Config, tokens: Examples) -> Order:
     """Which examples form which window."""
     window = config.window
     return Order(
@@ -200,11 +176,21 @@ def run_sha256(config: Config, data: Data) -> str:
     return sha256(" ".join(parts).encode()).hexdigest()
 
 
-def show_sample(config: Config, observer: Observer) -> None:
+def show_sample(config: Config, data: Data, observer: Observer) -> None:
     """Let the exported model continue the prompt of a held-out example."""
     folder: Path = config.run.output_dir / "model"
-    name = config.data.evaluate
-    if config.checkpoint.save_model and config.track.sample_tokens and name:
-        place, row = next(Source(name, "evaluate").rows())
-        prompt = segments(row, place)[0].text
-        observer.sample(prompt, continuation(folder, prompt, config.track.sample_tokens))
+    if config.checkpoint.save_model and config.track.sample_tokens and data.evaluate is not None:
+        prompt_ids = prompt_of(data.evaluate.examples(np.array([0]))[0])
+        prompt = str(data.tokenizer.decode(prompt_ids))
+        observer.sample(prompt, continuation(folder, prompt_ids, config.track.sample_tokens))
+
+
+def prompt_of(example: Example) -> list[int]:
+    """The tokens before the first supervised one; of text, which is all supervised, all but the
+    last, which ends it.
+    """
+    supervised = np.flatnonzero(example.labels != IGNORED_LABEL)
+    num_unsupervised = int(supervised[0]) if len(supervised) else 0
+    ids: list[int] = example.input_ids.tolist()
+    # A begin-of-text token alone is no prompt.
+    return ids[:num_unsupervised] if num_unsupervised > 1 else ids[:-1]

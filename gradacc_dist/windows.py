@@ -13,7 +13,7 @@ from gradacc_dist.data.batch import MicroBatch, collate
 from gradacc_dist.data.order import Window
 from gradacc_dist.data.plan import plan
 from gradacc_dist.data.prefetch import prefetched
-from gradacc_dist.data.tokens import Tokens
+from gradacc_dist.data.tokens import Examples
 from gradacc_dist.denominator import (
     Agreement,
     Counts,
@@ -48,7 +48,7 @@ class Assembler:
     `run_sha256` stands for everything on which the ranks must agree before they start a window.
     """
 
-    tokens: Tokens
+    tokens: Examples
     objective: Objective
     micro_batch_examples: int
     rank: int

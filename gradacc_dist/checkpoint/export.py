@@ -57,14 +57,14 @@ def write_pretrained(model: PreTrainedModel, weights: dict[str, Tensor], folder:
     save_torch_state_dict(revert_weight_conversion(model, weights), folder)
 
 
-def continuation(folder: Path, prompt: str, max_new_tokens: int) -> str:
-    """What the exported model writes after `prompt`, choosing the likeliest token each time.
+def continuation(folder: Path, prompt_ids: list[int], max_new_tokens: int) -> str:
+    """What the exported model writes after `prompt_ids`, choosing the likeliest token each time.
 
     Loads the folder as any user would, so it also shows that the export works.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    input_ids = torch.tensor([prompt_ids])
     attention_mask = torch.ones_like(input_ids)
     with torch.no_grad():
         written: Tensor = model.generate(

@@ -91,7 +91,11 @@ BROKEN = {
     "integer: negative": ("run: {seed: -1}", "2", "run.seed: got -1; needs an integer >= 0"),
     "integer: a fraction": ("schedule: {steps: 1.5}", "2", 'got "1.5"; needs an integer > 0'),
     "integer: endless": ("schedule: {steps: .inf}", "2", 'got ".inf"; needs an integer > 0'),
-    "integer: empty": ("micro_batch:\n  examples:", "3", "got nothing (null); needs an integer > 0"),
+    "integer: empty": (
+        "micro_batch:\n  examples:",
+        "3",
+        "got nothing (null); needs an integer > 0",
+    ),
     "integer: a list": ("window: {examples: [1]}", "2", "got [1]; needs an integer > 0"),
     "integer or null: a word": (
         "evaluate: {every_steps: never}",
@@ -127,6 +131,14 @@ BROKEN = {
     "list: one out of range": ("optimizer: {betas: [0.9, 1]}", "2", "got [0.9, 1]; needs a list"),
     "list: a number": ("optimizer: {betas: 0.9}", "2", 'got "0.9"; needs a list of 2'),
     "text: a list": ("data: {train: [a, b]}", "2", 'got ["a", "b"]; needs text'),
+    "mixture: an unknown key": (
+        "data:\n  train: [{path: a, wieght: 2}]",
+        "3",
+        "needs text, or a list [...], each a mapping {path: ..., weight: ...}",
+    ),
+    "mixture: no path": ("data: {train: [{weight: 2}]}", "2", "each a mapping {path: ..., weight"),
+    "mixture: no weight": ("data: {train: [{path: a, weight: 0}]}", "2", '"weight": 0}]; needs'),
+    "mixture: empty": ("data: {train: []}", "2", "got []; needs text, or a list"),
     "text: empty": ("data:\n  train:", "3", "data.train: got nothing (null); needs text"),
     "path: a mapping": ("run: {output_dir: {a: b}}", "2", "needs a path"),
     "tag": ("window: {examples: !!python/object:os.system 8}", "2", "is not read; remove it"),
