@@ -81,7 +81,7 @@ def start_rows(
 
 
 def _source_rows(train: Mixture) -> dict[str, str]:
-    """A line for each source: its rows by shape, what its weight makes of them, and what is left."""
+    """A line for each source: rows by shape, examples by weight, files that are not read."""
     rows: dict[str, str] = {}
     for index, part in enumerate(train.parts):
         report = part.tokens.report

@@ -115,13 +115,13 @@ def _first_character(stream: BinaryIO) -> bytes:
 
 def _parsed(text: bytes, place: Place | str, rule: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())
     except UnicodeDecodeError as error:
         raise DataError(
             f"{place}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
     except json.JSONDecodeError as error:
-        shown = error.doc.splitlines()[error.lineno - 1][:80].strip() if error.doc.strip() else ""
+        shown = error.doc.split("\n")[error.lineno - 1][:80].strip()
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(
             f"{place}: not JSON ({error.msg} at {line}column {error.colno}): {shown!r}; {rule}"

@@ -116,11 +116,12 @@ class Source:
         path = Path(self.name).expanduser()
         if path.is_dir():
             return _folder(path, self.name, None, self.role)
-        if path.exists() or not hub.is_name(self.name) or DataFile(path, self.name).is_known:
-            return Files((DataFile(path, self.name),))
         folder, _, split = self.name.rpartition(":")
-        if folder and Path(folder).expanduser().is_dir():
+        if folder and not path.exists() and Path(folder).expanduser().is_dir():
             return _folder(Path(folder).expanduser(), self.name, split, self.role)
+        file = DataFile(path, self.name)
+        if path.exists() or file.is_known or not hub.is_name(self.name):
+            return Files((file,))
         return hub.load(self.name, HUB_SPLITS[self.role])
 
 
