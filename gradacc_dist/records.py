@@ -67,7 +67,7 @@ def start_rows(
         "steps": f"{num_steps:,}",
         "train data": f"{len(train):,} examples, {train.lengths.sum():,} tokens, "
         f"{train.items.sum():,} supervised",
-        **_source_rows(train),
+        **source_rows(train),
     }
     if num_truncated := sum(report.num_truncated for report in reports):
         num_tokens = sum(report.num_truncated_tokens for report in reports)
@@ -80,7 +80,7 @@ def start_rows(
     return {**rows, "output": f"{config.run.output_dir}/"}
 
 
-def _source_rows(train: Mixture) -> dict[str, str]:
+def source_rows(train: Mixture) -> dict[str, str]:
     """A line for each source: rows by shape, examples by weight, files that are not read."""
     rows: dict[str, str] = {}
     for index, part in enumerate(train.parts):

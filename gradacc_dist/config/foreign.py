@@ -150,6 +150,7 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "adam_beta2": adam_beta,
         "adam_eps": renamed("optimizer.eps"),
         "adam_epsilon": renamed("optimizer.eps"),
+        "assistant_only_loss": renamed("data.supervise", words=ASSISTANT_ONLY),
         "average_tokens_across_devices": replaced(
             "objective.denominator", "its default `window` counts over all ranks; remove it"
         ),

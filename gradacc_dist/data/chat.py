@@ -48,8 +48,10 @@ def use_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     try:
         tokenizer.chat_template = path.expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            f"data.chat_template: {path} cannot be read ({error}); give the path of a Jinja file"
+            f"data.chat_template: {path} cannot be read ({reason}); give the path of a Jinja file "
+            f"(seen from {Path.cwd()})"
         ) from error
 
 

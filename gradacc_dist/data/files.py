@@ -83,7 +83,7 @@ class DataFile:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise DataError(
                 f"{self.shown}: cannot be read ({reason}); needs the path of a whole "
-                f"{self.kind} file (seen from {Path.cwd()})"
+                f"{self.kind or 'data'} file (seen from {Path.cwd()})"
             ) from error
 
 
@@ -123,9 +123,8 @@ def _parsed(text: bytes, place: Place | str, rule: str) -> Any:
     except json.JSONDecodeError as error:
         shown = error.doc.split("\n")[error.lineno - 1][:80].strip()
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise DataError(
-            f"{place}: not JSON ({error.msg} at {line}column {error.colno}): {shown!r}; {rule}"
-        ) from error
+        problem = f"{error.msg.removesuffix(' at')} at {line}column {error.colno}"
+        raise DataError(f"{place}: not JSON ({problem}): {shown!r}; {rule}") from error
     except RecursionError as error:
         raise DataError(f"{place}: nested too deeply to be read; {rule}") from error
 

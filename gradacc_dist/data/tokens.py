@@ -173,7 +173,7 @@ def _write(
             if on_rows is not None:
                 on_rows(report.num_rows)
     if report.num_rows == 0:
-        raise DataError(f"{source.name}: no rows; a run needs at least one example")
+        raise DataError(f"{source.name}: no rows; name a source that holds at least one")
     return report
 
 
