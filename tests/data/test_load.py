@@ -45,6 +45,16 @@ def test_c7_rows_without_items_are_kept_when_they_may_be(config, tmp_path):
             load_data(config(train=path, max_length=8))
 
 
+def test_supervision_decides_anew_for_cached_rows(config, tmp_path):
+    path = str(json_lines(tmp_path / "a.jsonl", ROWS[:2]))
+    counts = [
+        load_data(config(train=path, supervise=supervise)).train.items.tolist()
+        for supervise in ["auto", "all", "completion"]
+    ]
+    assert counts[0] == counts[2]
+    assert min(counts[1]) > max(counts[0])
+
+
 def test_places_are_those_of_the_file_at_hand(config, tmp_path):
     """Tokens are found by content: a report must not name the file that another run read."""
     for name in ["first.jsonl", "second.jsonl"]:
