@@ -137,7 +137,7 @@ def prepare(
 ) -> Tokens:
     """The tokens of `source`, made if the cache lacks them. Not collective: needs no ranks.
 
-    `on_rows` is told the number of rows made so far, by the one process that makes them. Raises
+    `on_rows` is told the number of rows made so far, 0 first, by the one process that makes them. Raises
     DataError for rows that cannot be used and for a source without rows.
     """
     parts = [VERSION, source.sha256(), tokenizers.fingerprint(tokenizer), max_length, supervise]
@@ -164,6 +164,8 @@ def _write(
     on_rows: Callable[[int], None] | None,
 ) -> Report:
     report = Report()
+    if on_rows is not None:
+        on_rows(0)
     rows = shaped(source.rows())
     path = str(folder / "tokens.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, COLUMNS) as writer:

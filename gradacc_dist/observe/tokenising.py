@@ -26,8 +26,7 @@ class TokenisingProgress:
         self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._status: Status | None = None
         self._name = ""
-        self._latest = self._started = now()
-        self._line_due = self._started + QUIET_SECONDS
+        self._started = self._line_due = now()
 
     def __enter__(self) -> Self:
         return self
@@ -42,18 +41,18 @@ class TokenisingProgress:
             self._status.stop()
 
     def __call__(self, name: str, num_rows: int) -> None:
-        """Show that `num_rows` of the source `name` are tokenised."""
+        """Show that `num_rows` of the source `name` are tokenised; the first call is its start."""
+        now = self._now()
         if name != self._name:
-            self._name, self._started = name, self._latest
-        self._latest = self._now()
-        if self._latest < self._line_due:
+            self._name, self._started, self._line_due = name, now, now + QUIET_SECONDS
+        if now < self._line_due:
             return
-        rate = num_rows / max(self._latest - self._started, 1e-9)
+        rate = num_rows / (now - self._started)
         dot = "|" if self._console.options.ascii_only else "·"
         line = Text(f"{name}: tokenised {num_rows:,} rows {dot} {rate:,.0f} rows/s")
         if not self._is_live:
             self._console.print(line, soft_wrap=True)
-            self._line_due = self._latest + SECONDS_PER_LINE
+            self._line_due = now + SECONDS_PER_LINE
         elif self._status is None:
             self._status = self._console.status(line)
             self._status.start()

@@ -68,9 +68,9 @@ def test_c5_progress_names_source_and_rows(config, tmp_path, monkeypatch):
     path = str(json_lines(tmp_path / "a.jsonl", [{"text": "c5 progress"}] * 10))
     told = []
     load_data(config(train=path), lambda *seen: told.append(seen))
-    assert told == [(path, 4), (path, 8), (path, 10)]
+    assert told == [(path, 0), (path, 4), (path, 8), (path, 10)]
     load_data(config(train=path), lambda *seen: told.append(seen))
-    assert len(told) == 3
+    assert len(told) == 4
 
 
 def test_a_chat_template_is_read_and_goes_with_the_model(config, tmp_path):

@@ -19,11 +19,11 @@ def shown(reports, *, terminal=False):
 
 
 def test_a_short_one_is_silent():
-    assert shown([(1, "a", 1000), (2.9, "a", 9000)]) == ""
+    assert shown([(9, "a", 0), (11.9, "a", 9000)]) == ""
 
 
 def test_a_long_one_says_how_far_it_is():
-    reports = [(2, "a", 2000), (4, "a", 12_000), (6, "a", 14_000), (15, "a", 30_000)]
+    reports = [(0, "a", 0), (2, "a", 2000), (4, "a", 12_000), (6, "a", 14_000), (15, "a", 30_000)]
     assert shown(reports).splitlines() == [
         "a: tokenised 12,000 rows · 3,000 rows/s",
         "a: tokenised 30,000 rows · 2,000 rows/s",
@@ -31,13 +31,14 @@ def test_a_long_one_says_how_far_it_is():
 
 
 def test_each_source_is_timed_by_itself():
-    assert shown([(10, "a", 1000), (12, "b", 4000), (20, "b", 5000)]).splitlines() == [
+    reports = [(5, "a", 0), (15, "a", 1000), (15, "b", 0), (17, "b", 2000), (25, "b", 5000)]
+    assert shown(reports).splitlines() == [
         "a: tokenised 1,000 rows · 100 rows/s",
         "b: tokenised 5,000 rows · 500 rows/s",
     ]
 
 
 def test_a_terminal_shows_one_line_that_lives():
-    text = shown([(4, "a", 1000), (5, "a", 2000)], terminal=True)
+    text = shown([(0, "a", 0), (4, "a", 1000), (5, "a", 2000)], terminal=True)
     assert "a: tokenised 2,000 rows · 400 rows/s" in text
     assert text.count("\n") <= 2
