@@ -137,8 +137,8 @@ def prepare(
 ) -> Tokens:
     """The tokens of `source`, made if the cache lacks them. Not collective: needs no ranks.
 
-    `on_rows` is told the number of rows made so far, 0 first, by the one process that makes them. Raises
-    DataError for rows that cannot be used and for a source without rows.
+    `on_rows` is told the number of rows made so far, 0 first, by the one process that makes them.
+    Raises DataError for rows that cannot be used and for a source without rows.
     """
     parts = [VERSION, source.sha256(), tokenizers.fingerprint(tokenizer), max_length, supervise]
     key = sha256(json.dumps(parts).encode()).hexdigest()
