@@ -10,7 +10,7 @@ import torch
 
 from gradacc_dist.data.batch import collate
 from gradacc_dist.data.plan import plan
-from gradacc_dist.data.tokens import Tokens
+from gradacc_dist.data.tokens import Examples
 from gradacc_dist.denominator import Mode
 from gradacc_dist.engines import Engine
 from gradacc_dist.objectives.terms import Objective
@@ -22,7 +22,7 @@ from gradacc_dist.world import World
 class Evaluation:
     """The first `num_examples` of `tokens`, in micro-batches of like lengths."""
 
-    tokens: Tokens
+    tokens: Examples
     num_examples: int
     micro_batch_examples: int
     mode: Mode

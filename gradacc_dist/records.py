@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradacc_dist.agreement import Agreement
 from gradacc_dist.config import Config
-from gradacc_dist.data.tokens import Tokens
+from gradacc_dist.data.mixture import Mixture
 from gradacc_dist.engines import Engine
 from gradacc_dist.model import dropout_of
 from gradacc_dist.observe.ledger import Term, TrainRecord, comparison_label
@@ -50,12 +50,12 @@ def train_record(
 
 
 def start_rows(
-    config: Config, train: Tokens, num_steps: int, engine: Engine, world: World
+    config: Config, train: Mixture, num_steps: int, engine: Engine, world: World
 ) -> dict[str, str]:
     """What is about to run, for a person to check before it does."""
     model = engine.module.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    report = train.report
+    reports = [part.tokens.report for part in train.parts]
     rows = {
         "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
         f"{config.precision.compute}",
@@ -64,22 +64,39 @@ def start_rows(
         f"{engine.reduction_factor:g}",
         "denominator": comparison_label(config.objective.denominator) or "window",
         "steps": f"{num_steps:,}",
-        "train data": f"{config.data.train}: {report.num_rows:,} examples, "
-        f"{train.lengths.sum():,} tokens, {train.items.sum():,} supervised",
+        "train data": f"{len(train):,} examples, {train.lengths.sum():,} tokens, "
+        f"{train.items.sum():,} supervised",
+        **source_rows(train),
     }
-    if report.num_truncated:
+    if num_truncated := sum(report.num_truncated for report in reports):
+        num_tokens = sum(report.num_truncated_tokens for report in reports)
         rows["truncated"] = (
-            f"{report.num_truncated:,} examples lost {report.num_truncated_tokens:,} tokens to "
+            f"{num_truncated:,} rows lost {num_tokens:,} tokens to "
             f"data.max_length {config.data.max_length}"
         )
-    if report.num_without_items:
-        rows["no supervision"] = f"{report.num_without_items:,} examples hold no supervised token"
+    if num_without := sum(report.num_without_items for report in reports):
+        rows["no supervision"] = f"{num_without:,} rows hold no supervised token"
     if dropout := dropout_of(model):
         rows["dropout"] = (
             f"{dropout:g}: it follows the micro-batch, so runs of another micro_batch.examples "
             "agree in expectation only"
         )
     return {**rows, "output": f"{config.run.output_dir}/"}
+
+
+def source_rows(train: Mixture) -> dict[str, str]:
+    """A line for each source: rows by shape, examples by weight, files that are not read."""
+    rows: dict[str, str] = {}
+    for index, part in enumerate(train.parts):
+        report = part.tokens.report
+        shapes = "; ".join(f"{num:,} of {shape}" for shape, num in report.shapes.items())
+        text = f"{part.name}: {report.num_rows:,} rows ({shapes})"
+        if part.weight != 1:
+            text += f" x {part.weight:g} = {train.num_examples(index):,} examples"
+        if part.left_out:
+            text += f"; {len(part.left_out)} files of other kinds are not read"
+        rows["source" if len(train.parts) == 1 else f"source {index + 1}"] = text
+    return rows
 
 
 def _layout_rows(config: Config, num_examples: int, world: World) -> dict[str, str]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 
 import numpy as np
 import transformers
-from transformers import PreTrainedTokenizerBase
 
 from gradacc_dist import __version__
 from gradacc_dist.agreement import agree_on_run
 from gradacc_dist.checkpoint.export import continuation, save_model
 from gradacc_dist.config import Config, Resolved, dump, fingerprint
-from gradacc_dist.data import tokenizer as tokenizers
+from gradacc_dist.data.load import Data, load_data
 from gradacc_dist.data.order import Order
-from gradacc_dist.data.sources import Role, Source
-from gradacc_dist.data.tokens import Tokens, prepare
+from gradacc_dist.data.tokens import Example, Examples
 from gradacc_dist.engines import Engine, build_engine
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.evaluate import Evaluation
@@ -28,20 +25,12 @@ from gradacc_dist.model import build_model, check_positions
 from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.observe.observer import Observer
+from gradacc_dist.observe.tokenising import TokenisingProgress
 from gradacc_dist.optim import build_optimizer, learning_rate
 from gradacc_dist.records import start_rows, train_record
 from gradacc_dist.step import StepSettings, train_step
 from gradacc_dist.windows import Assembler, agreed_windows
 from gradacc_dist.world import World, start
-
-
-@dataclass(frozen=True)
-class Data:
-    """What every rank reads."""
-
-    tokenizer: PreTrainedTokenizerBase
-    train: Tokens
-    evaluate: Tokens | None
 
 
 def train(resolved: Resolved) -> None:
@@ -53,7 +42,8 @@ def train(resolved: Resolved) -> None:
     # One progress line, ours.
     transformers.utils.logging.disable_progress_bar()
     # Before the ranks meet: tokenising can take longer than a collective may wait.
-    data = load_data(config)
+    with TokenisingProgress() as progress:
+        data = load_data(config, progress)
     with start(config.engine.timeout_seconds) as world:
         agree_on_run(run_sha256(config, data), world)
         engine = make_engine(config, data, world)
@@ -69,22 +59,6 @@ def train(resolved: Resolved) -> None:
     # After the ranks have parted: the others need not wait for it.
     if world.is_main and config.checkpoint.save_model:
         show_sample(config, data, observer)
-
-
-def load_data(config: Config) -> Data:
-    """Tokenizer and tokens, from the cache where it has them. Not collective."""
-    cache_dir = config.data.cache_dir.expanduser()
-    tokenizer = tokenizers.load(config.model.tokenizer or str(config.model.path), cache_dir)
-
-    def tokens(name: str, role: Role) -> Tokens:
-        return prepare(Source(name, role), tokenizer, config.data.max_length, cache_dir)
-
-    evaluate = config.data.evaluate
-    return Data(
-        tokenizer,
-        tokens(config.data.train, "train"),
-        tokens(evaluate, "evaluate") if evaluate else None,
-    )
 
 
 def claim_output_dir(resolved: Resolved, world: World) -> None:
@@ -125,7 +99,7 @@ def make_engine(config: Config, data: Data, world: World) -> Engine:
     )
 
 
-def make_order(config: Config, tokens: Tokens) -> Order:
+def make_order(config: Config, tokens: Examples) -> Order:
     """Which examples form which window."""
     window = config.window
     return Order(
@@ -218,13 +192,22 @@ def run_sha256(config: Config, data: Data) -> str:
 
 
 def show_sample(config: Config, data: Data, observer: Observer) -> None:
-    """Let the exported model continue the unsupervised beginning of a held-out example."""
+    """Let the exported model continue the prompt of a held-out example."""
     num_tokens = config.track.sample_tokens
-    if data.evaluate is None or num_tokens == 0:
-        return
-    example, *_ = data.evaluate.examples(np.array([0]))
-    beginning = int(np.argmax(example.labels != IGNORED_LABEL))
-    prompt = example.input_ids[: min(beginning, max(1, config.data.max_length - num_tokens))]
-    if len(prompt):
-        folder = config.run.output_dir / "model"
-        observer.sample(*continuation(folder, prompt.tolist(), num_tokens))
+    if data.evaluate is not None and num_tokens > 0:
+        prompt_ids = prompt_of(data.evaluate.examples(np.array([0]))[0])
+        prompt_ids = prompt_ids[: max(1, config.data.max_length - num_tokens)]
+        if prompt_ids:
+            folder = config.run.output_dir / "model"
+            observer.sample(*continuation(folder, prompt_ids, num_tokens))
+
+
+def prompt_of(example: Example) -> list[int]:
+    """The tokens before the first supervised one; of text, which is all supervised, all but the
+    last, which ends it.
+    """
+    supervised = np.flatnonzero(example.labels != IGNORED_LABEL)
+    num_unsupervised = int(supervised[0]) if len(supervised) else 0
+    ids: list[int] = example.input_ids.tolist()
+    # A begin-of-text token alone is no prompt.
+    return ids[:num_unsupervised] if num_unsupervised > 1 else ids[:-1]

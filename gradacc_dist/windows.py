@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from gradacc_dist.agreement import (
     Agreement,
@@ -20,10 +19,10 @@ from gradacc_dist.agreement import (
     launch_agreement,
 )
 from gradacc_dist.data.batch import MicroBatch, collate
-from gradacc_dist.data.order import Ids, Window
+from gradacc_dist.data.order import Window
 from gradacc_dist.data.plan import plan
 from gradacc_dist.data.prefetch import prefetched
-from gradacc_dist.data.tokens import Example
+from gradacc_dist.data.tokens import Examples
 from gradacc_dist.objectives.terms import Objective
 from gradacc_dist.world import World
 
@@ -41,13 +40,6 @@ class LocalWindow:
     local_items: Sequence[Counts]
     num_micro_batches: int
     counts: LocalCounts
-
-
-class Examples(Protocol):
-    """Whatever gives examples by id: tokens on disk, or a list in a test."""
-
-    def examples(self, ids: Ids) -> list[Example]:
-        """The examples with these ids, in this order."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ class Draft:
         assert target is not None, "only flags of a field are read"
         text = "true" if flag.text is None else flag.text
         node: yaml.Node | None
-        if target.has("text", "path", "choice") and text not in NULLS:
+        is_list = target.has("list") and text.startswith("[{")
+        if target.has("text", "path", "choice") and text not in NULLS and not is_list:
             # The shell has already taken one pair of quotes off: what is left is meant.
             node = _scalar(text, quoted=True)
         else:

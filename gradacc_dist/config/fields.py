@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from gradacc_dist.config.schema import Config
+from gradacc_dist.config.schema import Config, Section
 
 KindName = Literal[
     "null", "boolean", "integer", "number", "text", "path", "choice", "list", "mapping"
@@ -23,12 +23,16 @@ KindName = Literal[
 
 @dataclass(frozen=True)
 class Kind:
-    """One form that a value may take. `items`: of a list, the forms of each position."""
+    """One form that a value may take. `items`: of a list, the forms of each position.
+
+    `entries`: of a mapping whose keys are known, each key with the forms of its value.
+    """
 
     name: KindName
     bounds: str = ""
     choices: tuple[str, ...] = ()
     items: tuple[tuple[Kind, ...], ...] = ()
+    entries: tuple[tuple[str, tuple[Kind, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,10 @@ def _kinds(annotation: Any, constraints: Iterable[object] = ()) -> Iterator[Kind
         yield Kind("list", items=tuple(tuple(_kinds(position)) for position in positions))
     elif origin is dict:
         yield Kind("mapping")
+    elif isinstance(annotation, type) and issubclass(annotation, Section):
+        inner = annotation.model_fields.items()
+        entries = ((name, tuple(_kinds(info.annotation, info.metadata))) for name, info in inner)
+        yield Kind("mapping", entries=tuple(entries))
     else:
         assert annotation in plain, f"config/fields.py cannot describe {annotation} yet; add it"
         yield Kind(plain[annotation], bounds=" and ".join(_bounds(constraints)))
@@ -174,6 +182,8 @@ def _needs(kinds: tuple[Kind, ...]) -> str:
             each = " / ".join(dict.fromkeys(_needs(item) for item in kind.items))
             length = f" of {len(kind.items)}" if len(kind.items) > 1 else ""
             phrases.append(f"a list{length} [...], each {each}")
+        elif kind.entries:
+            phrases.append(f"a mapping {{{', '.join(f'{name}: ...' for name, _ in kind.entries)}}}")
         else:
             phrases.append(f"{in_words[kind.name]} {kind.bounds}".strip())
     return ", or ".join(phrases)

@@ -140,6 +140,9 @@ SHAPES = MappingProxyType({"constant_with_warmup": "constant", "cosine_with_min_
 OPTIMIZERS = MappingProxyType(
     {"adam": "adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw"}
 )
+ASSISTANT_ONLY = MappingProxyType({"true": "assistant", "false": "all"})
+COMPLETION_ONLY = MappingProxyType({"true": "completion", "false": "all"})
+ON_INPUTS = MappingProxyType({"true": "all", "false": "auto"})
 
 FOREIGN: Mapping[str, Translation] = MappingProxyType(
     {
@@ -147,6 +150,7 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "adam_beta2": adam_beta,
         "adam_eps": renamed("optimizer.eps"),
         "adam_epsilon": renamed("optimizer.eps"),
+        "assistant_only_loss": renamed("data.supervise", words=ASSISTANT_ONLY),
         "average_tokens_across_devices": replaced(
             "objective.denominator", "its default `window` counts over all ranks; remove it"
         ),
@@ -156,12 +160,13 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         ),
         "bf16": switch("bf16"),
         "clip_grad_norm": renamed("optimizer.max_grad_norm"),
+        "completion_only_loss": renamed("data.supervise", words=COMPLETION_ONLY),
         "cutoff_len": renamed("data.max_length"),
         "data_seed": renamed("run.seed"),
         "dataset": renamed("data.train"),
         "dataset_name": renamed("data.train"),
         "dataset_path": renamed("data.train"),
-        "datasets": replaced("data.train", "the path of a JSONL file"),
+        "datasets": replaced("data.train", "one source, or [{path: ..., weight: ...}, ...]"),
         "ddp_timeout": renamed("engine.timeout_seconds"),
         "deepspeed": other_engine,
         "eval_batch_size": EVALUATION_BATCH,
@@ -211,6 +216,7 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "train_micro_batch_size_per_gpu": renamed(
             "micro_batch.examples", "on one rank, in one forward"
         ),
+        "train_on_inputs": renamed("data.supervise", words=ON_INPUTS),
         "val_file": renamed("data.evaluate"),
         "validation_file": renamed("data.evaluate"),
         "warmup_num_steps": renamed("schedule.warmup_steps"),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel
 
 from gradacc_dist.config.nodes import free_scalar
 
@@ -29,6 +30,8 @@ def inline(value: object) -> str:
             return _text(str(value))
         case list() | tuple():
             return f"[{', '.join(inline(item) for item in value)}]"
+        case BaseModel():
+            return inline(dict(value))
         case Mapping():
             pairs = (f"{inline(key)}: {inline(inner)}" for key, inner in value.items())
             return f"{{{', '.join(pairs)}}}"

@@ -138,8 +138,11 @@ class Reader:
                 for position, item in enumerate(node.value)
             ]
         elif isinstance(node, yaml.MappingNode) and "mapping" in names:
+            known = dict(next(kind.entries for kind in kinds if kind.name == "mapping"))
             value = {
-                key.value: self.free(item, _join(path, key.value), origin)
+                key.value: self._typed(item, _join(path, key.value), known[key.value], origin)
+                if key.value in known
+                else self.free(item, _join(path, key.value), origin)
                 for key, item in self.entries(node, path, origin)
             }
         else:

@@ -70,19 +70,48 @@ class Model(Section):
     )
 
 
+class Share(Section):
+    """One source of a mixture."""
+
+    path: str = Field(description="The source, given like data.train.")
+    weight: PositiveFloat = Field(
+        1.0, description="How many times an epoch holds its examples; of 2.5, the half is a subset."
+    )
+
+
+Sources = str | Annotated[tuple[Share, ...], Field(min_length=1)]
+
+
 class Data(Section):
     """Where examples come from and how they become tokens."""
 
-    train: str = Field(
+    train: Sources = Field(
         "embedded",
-        description="Training examples: `embedded` (the Python standard library) or the path of "
-        "a JSONL file.",
+        description="Training examples: `embedded` (the Python standard library), a file (.jsonl, "
+        ".json, .parquet, .arrow, .txt), a folder of such files, or a dataset of the hub "
+        "(org/name:split); or several, as [{path: ..., weight: ...}, ...].",
     )
-    evaluate: str | None = Field(
+    evaluate: Sources | None = Field(
         None, description="Held-out examples, given like data.train; unset: no evaluation."
+    )
+    supervise: Literal["auto", "assistant", "completion", "all"] = Field(
+        "auto",
+        description="Which tokens the loss is taken over: those that the assistant writes, those "
+        "of the completion (of messages: the last one), or all; `auto`: what the rows' columns "
+        "suggest.",
+    )
+    chat_template: Path | None = Field(
+        None,
+        description="Jinja file that renders messages, in place of the tokenizer's own chat "
+        "template; unset: the tokenizer's.",
     )
     max_length: PositiveInt = Field(
         1024, description="Longest example in tokens; longer ones are cut at the end and counted."
+    )
+    on_zero_items: Literal["error", "keep"] = Field(
+        "error",
+        description="When examples hold no supervised token: stop before training, or keep them, "
+        "which adds nothing to the loss.",
     )
     cache_dir: Path = Field(
         Path("~/.cache/gradacc_dist"),

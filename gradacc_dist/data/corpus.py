@@ -35,13 +35,15 @@ SPLITS: Final[tuple[Split, ...]] = ("train", "evaluate")
 SEPARATOR: Final = "\n\n# Docstring:\n"
 """Ends each prompt. A comment, so that the whole prompt is still Python."""
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Raise it with any change to what the rows are, so that caches made of older rows are left."""
 
 MIN_COMPLETION_CHARACTERS: Final = 20
 # The corpus serves small models and short runs: some 400 tokens of source leave room for the
 # docstring within the demo's max_length. Docstrings keep their whole tail.
 MAX_PROMPT_CHARACTERS: Final = 1200
+# Names in capitals are some two characters to a token: a table of constants would leave no room.
+MAX_CAPITALS: Final = 0.5
 MAX_TOPIC_CHARACTERS: Final = 1200
 HELD_OUT_ONE_IN: Final = 40
 
@@ -63,7 +65,7 @@ SKIPPED_FOLDERS: Final = frozenset(
 TOPICS_FILE: Final = "pydoc_data/topics.py"
 
 
-LeftOut = Literal["unreadable_files", "short", "long", "not_utf8", "duplicate"]
+LeftOut = Literal["unreadable_files", "short", "long", "capitals", "not_utf8", "duplicate"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Corpus:
     """The rows of both splits, how many files they are from, and how much was left out and why.
 
     `left_out` counts files that are not UTF-8 or that this Python cannot parse, and definitions:
-    docstring missing or short, prompt long, docstring not writable as UTF-8 (a lone surrogate), or
-    the same pair seen before.
+    docstring missing or short, prompt long or mostly in capitals, docstring not writable as UTF-8
+    (a lone surrogate), or the same pair seen before.
     """
 
     train: tuple[Row, ...]
@@ -177,6 +179,8 @@ def _pairs(path: Path, left_out: dict[LeftOut, int]) -> Iterator[Row]:
         prompt = _source_without_docstrings(definition, lines) + SEPARATOR
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             left_out["long"] += 1
+        elif _share_of_capitals(prompt) > MAX_CAPITALS:
+            left_out["capitals"] += 1
         elif _has_surrogate(completion):
             left_out["not_utf8"] += 1
         else:
@@ -222,6 +226,12 @@ def _cut_docstring(definition: Definition, lines: list[str], first: int) -> None
         after = f"pass  {after}" if after else "pass"  # a body cannot be empty
     replacement = before + after
     lines[start : end + 1] = [replacement] if replacement.strip() else []
+
+
+def _share_of_capitals(text: str) -> float:
+    """Of the letters, how many are capitals."""
+    letters = [character for character in text if character.isalpha()]
+    return sum(map(str.isupper, letters)) / max(len(letters), 1)
 
 
 def _has_surrogate(text: str) -> bool:

@@ -1,19 +1,21 @@
 """Tokenised data: made once, cached by content, memory-mapped by every rank.
 
-The cache folder's name is a hash of everything the tokens depend on: the rows, the tokenizer, the
-length limit and the version of this code. Whoever comes first makes it, under a lock, in a
-temporary folder that is renamed when complete; the others wait and then only map it.
+The cache folder's name is a hash of everything the tokens depend on: the rows, the tokenizer
+with its chat template, what is supervised, the length limit and the version of this code. Whoever
+comes first makes it, under a lock, in a temporary folder that is renamed when complete; the others
+wait and then only map it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +25,18 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from gradacc_dist.data import tokenizer as tokenizers
-from gradacc_dist.data.formats import Encoder, segments
+from gradacc_dist.data.formats import Encoder
 from gradacc_dist.data.order import Ids
-from gradacc_dist.data.sources import Row, Source
+from gradacc_dist.data.rows import Place, Row
+from gradacc_dist.data.shapes import Shape, Supervise, shaped
+from gradacc_dist.data.sources import Source
 from gradacc_dist.errors import DataError
 from gradacc_dist.items import count_causal_items
 
 # Part of the cache's key: raise it when the same rows would give other tokens or columns.
-VERSION = 1
+VERSION = 2
 ROWS_PER_BATCH = 1000
-PLACES_NAMED = 5
+ROWS_NAMED = 5
 COLUMNS = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -53,14 +57,52 @@ class Example:
 
 @dataclass
 class Report:
-    """What tokenising found. `places` name the first few rows of each kind."""
+    """What tokenising found, in rows of the source.
+
+    `num_cut_to_no_items`: those of the rows without items that had some before truncation.
+    `shapes`: rows of each shape. Lists name the first few rows by their position from 0: the same
+    content may be cached under another file name, so no place is kept.
+    """
 
     num_rows: int = 0
     num_truncated: int = 0
     num_truncated_tokens: int = 0
     num_without_items: int = 0
-    truncated_places: list[str] = field(default_factory=list)
-    places_without_items: list[str] = field(default_factory=list)
+    num_cut_to_no_items: int = 0
+    shapes: dict[str, int] = field(default_factory=dict)
+    truncated_rows: list[int] = field(default_factory=list)
+    rows_without_items: list[int] = field(default_factory=list)
+
+    def add(self, shape: Shape, num_lost_tokens: int, items: int, items_lost: int) -> None:
+        """Note one row."""
+        self.shapes[str(shape)] = self.shapes.get(str(shape), 0) + 1
+        if num_lost_tokens:
+            self.num_truncated += 1
+            self.num_truncated_tokens += num_lost_tokens
+            if len(self.truncated_rows) < ROWS_NAMED:
+                self.truncated_rows.append(self.num_rows)
+        if items == 0:
+            self.num_without_items += 1
+            self.num_cut_to_no_items += items_lost > 0
+            if len(self.rows_without_items) < ROWS_NAMED:
+                self.rows_without_items.append(self.num_rows)
+        self.num_rows += 1
+
+
+class Examples(Protocol):
+    """Tokenised examples by id, from 0. `lengths`, `items`: (examples,) int64."""
+
+    sha256: str
+    lengths: NDArray[np.int64]
+    items: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def examples(self, ids: Ids) -> list[Example]:
+        """The examples of these ids, in this order."""
+        ...
 
 
 class Tokens:
@@ -86,13 +128,19 @@ class Tokens:
 
 
 def prepare(
-    source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_dir: Path,
+    supervise: Supervise = "auto",
+    on_rows: Callable[[int], None] | None = None,
 ) -> Tokens:
     """The tokens of `source`, made if the cache lacks them. Not collective: needs no ranks.
 
+    `on_rows` is told the number of rows made so far, 0 first, by the one process that makes them.
     Raises DataError for rows that cannot be used and for a source without rows.
     """
-    parts = [VERSION, source.sha256(), tokenizers.fingerprint(tokenizer), max_length]
+    parts = [VERSION, source.sha256(), tokenizers.fingerprint(tokenizer), max_length, supervise]
     key = sha256(json.dumps(parts).encode()).hexdigest()
     folder = cache_dir / "tokens" / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -101,45 +149,48 @@ def prepare(
             making = folder.with_suffix(".making")
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir()
-            report = _write(making, source, Encoder(tokenizer), max_length)
+            encoder = Encoder(tokenizer, supervise)
+            report = _write(making, source, encoder, max_length, on_rows)
             (making / "report.json").write_text(json.dumps(asdict(report)))
             making.rename(folder)
     return Tokens(folder, key)
 
 
-def _write(folder: Path, source: Source, encoder: Encoder, max_length: int) -> Report:
+def _write(
+    folder: Path,
+    source: Source,
+    encoder: Encoder,
+    max_length: int,
+    on_rows: Callable[[int], None] | None,
+) -> Report:
     report = Report()
-    rows = source.rows()
+    if on_rows is not None:
+        on_rows(0)
+    rows = shaped(source.rows())
     path = str(folder / "tokens.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, COLUMNS) as writer:
         while batch := list(islice(rows, ROWS_PER_BATCH)):
             examples = list(_encoded(batch, encoder, max_length, report))
             writer.write_batch(pa.RecordBatch.from_pylist(examples, schema=COLUMNS))
+            if on_rows is not None:
+                on_rows(report.num_rows)
     if report.num_rows == 0:
-        raise DataError(f"{source.name}: no rows; a run needs at least one example")
+        raise DataError(f"{source.name}: no rows; name a source that holds at least one")
     return report
 
 
 def _encoded(
-    batch: list[tuple[str, Row]], encoder: Encoder, max_length: int, report: Report
+    batch: list[tuple[Place, Row, Shape]], encoder: Encoder, max_length: int, report: Report
 ) -> Iterator[dict[str, object]]:
-    places = [place for place, _ in batch]
-    encoded = encoder.encode([segments(row, place) for place, row in batch])
-    for place, (input_ids, labels) in zip(places, encoded, strict=True):
-        report.num_rows += 1
-        if len(input_ids) > max_length:
-            report.num_truncated += 1
-            report.num_truncated_tokens += len(input_ids) - max_length
-            report.truncated_places += [place] * (len(report.truncated_places) < PLACES_NAMED)
-            input_ids, labels = input_ids[:max_length], labels[:max_length]
-        items = count_causal_items(labels)
-        if items == 0:
-            report.num_without_items += 1
-            named = report.places_without_items
-            named += [place] * (len(named) < PLACES_NAMED)
+    for (_, _, shape), (input_ids, labels) in zip(batch, encoder.encode(batch), strict=True):
+        kept = labels[:max_length]
+        items = count_causal_items(kept)
+        lost_tokens = len(labels) - len(kept)
+        items_lost = count_causal_items(labels) - items if lost_tokens else 0
+        report.add(shape, lost_tokens, items, items_lost)
         yield {
-            "input_ids": input_ids,
-            "labels": labels,
-            "length": len(input_ids),
+            "input_ids": input_ids[:max_length],
+            "labels": kept,
+            "length": len(kept),
             "items": items,
         }

@@ -8,6 +8,7 @@ import pytest
 
 from gradacc_dist.config import Config, leaves, load
 from gradacc_dist.config.fields import fields
+from gradacc_dist.config.schema import Share
 
 SOUND = "model: {path: x}\n"
 
@@ -44,6 +45,11 @@ def config_of(tmp_path, text: str, *flags: str) -> Config:
         ("data: {train: 0123}", "data.train", "0123"),
         ("data: {train: 'null'}", "data.train", "null"),
         ("data: {evaluate: null}", "data.evaluate", None),
+        (
+            "data:\n  train:\n    - path: 010\n      weight: 2.5\n    - {path: no}",
+            "data.train",
+            (Share(path="010", weight=2.5), Share(path="no", weight=1.0)),
+        ),
         ("engine:", "engine.name", "auto"),
         ("data: &d {train: a}\nevaluate: {}", "data.train", "a"),
     ],

@@ -6,6 +6,7 @@ import pytest
 
 from gradacc_dist.config import CommandLine, load, parse_command_line
 from gradacc_dist.config.flags import Flag, split
+from gradacc_dist.config.schema import Share
 from gradacc_dist.errors import ConfigError
 
 
@@ -50,6 +51,13 @@ def test_split_pairs_flags_with_values():
         (["--optimizer.max_grad_norm", "null"], "optimizer", "max_grad_norm", None),
         (["--run.output_dir", "a: b #1"], "run", "output_dir", Path("a: b #1")),
         (["--data.train", "@x"], "data", "train", "@x"),
+        (["--data.train", "[x]"], "data", "train", "[x]"),
+        (
+            ["--data.train", "[{path: no, weight: 2}]"],
+            "data",
+            "train",
+            (Share(path="no", weight=2.0),),
+        ),
         (["--data.evaluate", "null"], "data", "evaluate", None),
         (["--data.evaluate="], "data", "evaluate", None),
         (["--model.config", "{model_type: gpt2}"], "model", "config", {"model_type": "gpt2"}),

@@ -44,6 +44,10 @@ def values_of_kind(kind: Kind) -> st.SearchStrategy[object]:
             return st.sampled_from(kind.choices)
         case "list":
             return st.tuples(*(values_of_kind(item[0]) for item in kind.items))
+        case "mapping" if kind.entries:
+            return st.fixed_dictionaries(
+                {name: values_of_kind(kinds[0]) for name, kinds in kind.entries}
+            )
         case "mapping":
             return st.dictionaries(TEXT, FREE, max_size=3)
     return TEXT

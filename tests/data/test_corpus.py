@@ -204,6 +204,7 @@ def test_what_is_left_out_is_counted(build_from: Library) -> None:
             "code.py": "def none():\n    return 1\n",
             "copy.py": _function("f").replace("return", f"x = '{'x' * 6000}'\n    return"),
             "csv.py": _function("f", DOCSTRING + "\\ud800"),
+            "dis.py": _function("f").replace("return", f"{'CONSTANT_' * 9} = 1\n    return"),
         }
     )
     assert len(_all_rows(built)) == 1
@@ -211,6 +212,7 @@ def test_what_is_left_out_is_counted(build_from: Library) -> None:
         "unreadable_files": 3,
         "short": 2,
         "long": 1,
+        "capitals": 1,
         "not_utf8": 1,
         "duplicate": 1,
     }

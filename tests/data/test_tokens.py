@@ -51,7 +51,10 @@ def test_c7_truncation_and_rows_without_items_are_counted_and_named(tmp_path, to
     assert cut.report.num_truncated_tokens == lost.sum()
     assert cut.lengths.max() == 12
     assert cut.report.num_without_items == (cut.items == 0).sum() > 0
-    assert cut.report.places_without_items[-1] == f"{source.name}: row 7"
+    assert cut.report.num_cut_to_no_items == cut.report.num_without_items
+    last = cut.report.rows_without_items[-1]
+    assert str(source.places([last])[0]) == f"{source.name}: row 7"
+    assert cut.report.shapes == {"prompt, completion": 7}
 
 
 def test_the_cache_is_found_by_content(tmp_path, tokenizer, monkeypatch):
@@ -118,10 +121,3 @@ def test_c6_bad_files_name_file_and_row(tmp_path, tokenizer, content, fragments)
         prepare(Source(str(path), "train"), tokenizer, 64, tmp_path)
     for fragment in [str(path), *fragments]:
         assert fragment in str(raised.value)
-
-
-def test_a_missing_file_and_a_folder_are_named(tmp_path, tokenizer):
-    for path, fragment in [(tmp_path / "none.jsonl", "No such file"), (tmp_path, "is a folder")]:
-        with pytest.raises(DataError, match=fragment) as raised:
-            prepare(Source(str(path), "train"), tokenizer, 64, tmp_path)
-        assert str(path) in str(raised.value)

@@ -1,0 +1,87 @@
+"""The data of a run, as its configuration says: tokenizer, training examples, held-out examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
+
+from gradacc_dist.config import Config
+from gradacc_dist.config.schema import Share, Sources
+from gradacc_dist.data import tokenizer as tokenizers
+from gradacc_dist.data.chat import use_template
+from gradacc_dist.data.mixture import Mixture, Part
+from gradacc_dist.data.sources import Role, Source
+from gradacc_dist.data.tokens import ROWS_NAMED, Report, prepare
+from gradacc_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every rank reads."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Mixture
+    evaluate: Mixture | None
+
+
+def load_data(config: Config, on_rows: Callable[[str, int], None] | None = None) -> Data:
+    """Tokenizer and tokens, from the cache where it has them. Not collective.
+
+    `on_rows` is told a source and how many of its rows are tokenised, by the one process that
+    does it. Raises DataError for what cannot be used.
+    """
+    tokenizer = tokenizers.load(
+        config.model.tokenizer or str(config.model.path), config.data.cache_dir.expanduser()
+    )
+    if config.data.chat_template is not None:
+        use_template(tokenizer, config.data.chat_template)
+
+    def mixture(sources: Sources, role: Role) -> Mixture:
+        shares = (Share(path=sources),) if isinstance(sources, str) else sources
+        return Mixture([_part(share, role, tokenizer, config, on_rows) for share in shares])
+
+    evaluate = config.data.evaluate
+    return Data(
+        tokenizer,
+        mixture(config.data.train, "train"),
+        None if evaluate is None else mixture(evaluate, "evaluate"),
+    )
+
+
+def _part(
+    share: Share,
+    role: Role,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    on_rows: Callable[[str, int], None] | None,
+) -> Part:
+    data = config.data
+    source = Source(share.path, role)
+    tokens = prepare(
+        source,
+        tokenizer,
+        data.max_length,
+        data.cache_dir.expanduser(),
+        data.supervise,
+        partial(on_rows, share.path) if on_rows is not None else None,
+    )
+    if data.on_zero_items == "error" and tokens.report.num_without_items:
+        raise DataError(_without_items(source, tokens.report, data.max_length))
+    return Part(share.path, tokens, share.weight, source.left_out())
+
+
+def _without_items(source: Source, report: Report, max_length: int) -> str:
+    places = ", ".join(map(str, source.places(report.rows_without_items)))
+    others = report.num_without_items - ROWS_NAMED
+    more = f" and {others:,} more" if others > 0 else ""
+    cut = report.num_cut_to_no_items
+    why = f"; {cut:,} of them had some before data.max_length {max_length} cut them" if cut else ""
+    raise_it = "raise data.max_length, " if cut else ""
+    return (
+        f"{source.name}: {report.num_without_items:,} of {report.num_rows:,} rows hold no "
+        f"supervised token ({places}{more}){why}; {raise_it}change or remove these rows, or set "
+        "data.on_zero_items: keep, if they may add nothing to the loss"
+    )
