@@ -88,4 +88,5 @@ class Observer:
             self._console.print(Text(f"{title}: after the prompt", style="bold"))
             self._console.print(Text(prompt, style="dim"))
             self._console.print(Text("the model writes", style="bold"))
-            self._console.print(Text(written))
+            # An untrained model may write nothing but line ends.
+            self._console.print(Text(written.strip() or "(blanks)"))
