@@ -55,7 +55,6 @@ def start_rows(
     """What is about to run, for a person to check before it does."""
     model = engine.module.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    reports = [part.tokens.report for part in train.parts]
     rows = {
         "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
         f"{config.precision.compute}",
@@ -67,15 +66,8 @@ def start_rows(
         "train data": f"{len(train):,} examples, {train.lengths.sum():,} tokens, "
         f"{train.items.sum():,} supervised",
         **source_rows(train),
+        **odd_rows(train, config.data.max_length),
     }
-    if num_truncated := sum(report.num_truncated for report in reports):
-        num_tokens = sum(report.num_truncated_tokens for report in reports)
-        rows["truncated"] = (
-            f"{num_truncated:,} rows lost {num_tokens:,} tokens to "
-            f"data.max_length {config.data.max_length}"
-        )
-    if num_without := sum(report.num_without_items for report in reports):
-        rows["no supervision"] = f"{num_without:,} rows hold no supervised token"
     if dropout := dropout_of(model):
         rows["dropout"] = (
             f"{dropout:g}: it follows the micro-batch, so runs of another micro_batch.examples "
@@ -96,6 +88,25 @@ def source_rows(train: Mixture) -> dict[str, str]:
         if part.left_out:
             text += f"; {len(part.left_out)} files of other kinds are not read"
         rows["source" if len(train.parts) == 1 else f"source {index + 1}"] = text
+    return rows
+
+
+def odd_rows(train: Mixture, max_length: int) -> dict[str, str]:
+    """What tokenising found odd, counted in the sources' rows; nothing where all is well."""
+    reports = [part.tokens.report for part in train.parts]
+    rows: dict[str, str] = {}
+    if num_truncated := sum(report.num_truncated for report in reports):
+        num_tokens = sum(report.num_truncated_tokens for report in reports)
+        rows["truncated"] = (
+            f"{num_truncated:,} rows lost {num_tokens:,} tokens to data.max_length {max_length}"
+        )
+    if num_without := sum(report.num_without_items for report in reports):
+        rows["no supervision"] = f"{num_without:,} rows hold no supervised token"
+    if num_endless := sum(report.num_without_end for report in reports):
+        rows["missing EOS"] = (
+            f"{num_endless:,} rows do not end with the end-of-text token; gradacc_dist.validate "
+            "names them"
+        )
     return rows
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gradacc_dist.data.mixture import Mixture, Part
 from gradacc_dist.data.tokens import Example, Report
-from gradacc_dist.records import source_rows
+from gradacc_dist.records import odd_rows, source_rows
 from gradacc_dist.training import prompt_of
 
 
@@ -35,6 +35,19 @@ def test_each_source_is_shown_with_rows_shapes_and_weight():
         "are not read",
     }
     assert list(source_rows(Mixture([folder]))) == ["source"]
+
+
+def test_what_is_odd_about_the_sources_is_summed():
+    cut = Report(num_rows=3, num_truncated=2, num_truncated_tokens=50, num_without_end=1)
+    mute = Report(num_rows=4, num_truncated=1, num_truncated_tokens=5, num_without_items=3)
+    parts = [Part(name, Counted(report)) for name, report in (("a", cut), ("b", mute))]
+    assert odd_rows(Mixture(parts), 64) == {
+        "truncated": "3 rows lost 55 tokens to data.max_length 64",
+        "no supervision": "3 rows hold no supervised token",
+        "missing EOS": "1 rows do not end with the end-of-text token; gradacc_dist.validate "
+        "names them",
+    }
+    assert odd_rows(Mixture([Part("c", Counted(Report(num_rows=2)))]), 64) == {}
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ LAYERS = [
     ["windows", "checkpoint", "evaluate"],
     ["step"],
     ["records"],
-    ["training"],
+    ["training", "validation"],
     ["cli"],
-    ["train"],
+    ["train", "validate"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

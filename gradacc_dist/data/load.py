@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +18,9 @@ from gradacc_dist.data.sources import Role, Source
 from gradacc_dist.data.tokens import ROWS_NAMED, Report, prepare
 from gradacc_dist.errors import DataError
 
+# Told a source and how many of its rows are tokenised.
+OnRows: TypeAlias = Callable[[str, int], None]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -27,21 +31,22 @@ class Data:
     evaluate: Mixture | None
 
 
-def load_data(config: Config, on_rows: Callable[[str, int], None] | None = None) -> Data:
+def load_data(config: Config, on_rows: OnRows | None = None) -> Data:
     """Tokenizer and tokens, from the cache where it has them. Not collective.
 
     `on_rows` is told a source and how many of its rows are tokenised, by the one process that
     does it. Raises DataError for what cannot be used.
     """
-    tokenizer = tokenizers.load(
-        config.model.tokenizer or str(config.model.path), config.data.cache_dir.expanduser()
-    )
-    if config.data.chat_template is not None:
-        use_template(tokenizer, config.data.chat_template)
+    tokenizer = load_tokenizer(config)
 
     def mixture(sources: Sources, role: Role) -> Mixture:
-        shares = (Share(path=sources),) if isinstance(sources, str) else sources
-        return Mixture([_part(share, role, tokenizer, config, on_rows) for share in shares])
+        parts = []
+        for source, weight in sources_of(sources, role):
+            part = load_part(source, weight, tokenizer, config, on_rows)
+            if refusal := refused(source, part.tokens.report, config):
+                raise DataError(refusal)
+            parts.append(part)
+        return Mixture(parts)
 
     evaluate = config.data.evaluate
     return Data(
@@ -51,29 +56,47 @@ def load_data(config: Config, on_rows: Callable[[str, int], None] | None = None)
     )
 
 
-def _part(
-    share: Share,
-    role: Role,
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template asked for. Raises DataError."""
+    tokenizer = tokenizers.load(
+        config.model.tokenizer or str(config.model.path), config.data.cache_dir.expanduser()
+    )
+    if config.data.chat_template is not None:
+        use_template(tokenizer, config.data.chat_template)
+    return tokenizer
+
+
+def sources_of(sources: Sources, role: Role) -> list[tuple[Source, float]]:
+    """Each source of data.train or data.evaluate, with its weight."""
+    shares = (Share(path=sources),) if isinstance(sources, str) else sources
+    return [(Source(share.path, role), share.weight) for share in shares]
+
+
+def load_part(
+    source: Source,
+    weight: float,
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
-    on_rows: Callable[[str, int], None] | None,
+    on_rows: OnRows | None,
 ) -> Part:
+    """The tokens of one source, whatever `refused` says of them. Raises DataError."""
     data = config.data
-    source = Source(share.path, role)
     tokens = prepare(
         source,
         tokenizer,
         data.max_length,
         data.cache_dir.expanduser(),
         data.supervise,
-        partial(on_rows, share.path) if on_rows is not None else None,
+        partial(on_rows, source.name) if on_rows is not None else None,
     )
-    if data.on_zero_items == "error" and tokens.report.num_without_items:
-        raise DataError(_without_items(source, tokens.report, data.max_length))
-    return Part(share.path, tokens, share.weight, source.left_out())
+    return Part(source.name, tokens, weight, source.left_out())
 
 
-def _without_items(source: Source, report: Report, max_length: int) -> str:
+def refused(source: Source, report: Report, config: Config) -> str | None:
+    """Why the run may not train on these rows, with the remedy; None when it may."""
+    if config.data.on_zero_items == "keep" or not report.num_without_items:
+        return None
+    max_length = config.data.max_length
     places = ", ".join(map(str, source.places(report.rows_without_items)))
     others = report.num_without_items - ROWS_NAMED
     more = f" and {others:,} more" if others > 0 else ""

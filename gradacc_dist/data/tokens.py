@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from gradacc_dist.data import tokenizer as tokenizers
+from gradacc_dist.data.ending import Ending
 from gradacc_dist.data.formats import Encoder
 from gradacc_dist.data.order import Ids
 from gradacc_dist.data.rows import Place, Row
@@ -34,7 +35,7 @@ from gradacc_dist.errors import DataError
 from gradacc_dist.items import count_causal_items
 
 # Part of the cache's key: raise it when the same rows would give other tokens or columns.
-VERSION = 2
+VERSION = 3
 ROWS_PER_BATCH = 1000
 ROWS_NAMED = 5
 COLUMNS = pa.schema(
@@ -60,6 +61,7 @@ class Report:
     """What tokenising found, in rows of the source.
 
     `num_cut_to_no_items`: those of the rows without items that had some before truncation.
+    `num_without_end`: rows with items, not truncated, that do not end as `Ending` asks.
     `shapes`: rows of each shape. Lists name the first few rows by their position from 0: the same
     content may be cached under another file name, so no place is kept.
     """
@@ -69,11 +71,15 @@ class Report:
     num_truncated_tokens: int = 0
     num_without_items: int = 0
     num_cut_to_no_items: int = 0
+    num_without_end: int = 0
     shapes: dict[str, int] = field(default_factory=dict)
     truncated_rows: list[int] = field(default_factory=list)
     rows_without_items: list[int] = field(default_factory=list)
+    rows_without_end: list[int] = field(default_factory=list)
 
-    def add(self, shape: Shape, num_lost_tokens: int, items: int, items_lost: int) -> None:
+    def add(
+        self, shape: Shape, num_lost_tokens: int, items: int, items_lost: int, has_end: bool
+    ) -> None:
         """Note one row."""
         self.shapes[str(shape)] = self.shapes.get(str(shape), 0) + 1
         if num_lost_tokens:
@@ -86,6 +92,10 @@ class Report:
             self.num_cut_to_no_items += items_lost > 0
             if len(self.rows_without_items) < ROWS_NAMED:
                 self.rows_without_items.append(self.num_rows)
+        elif not has_end and not num_lost_tokens:
+            self.num_without_end += 1
+            if len(self.rows_without_end) < ROWS_NAMED:
+                self.rows_without_end.append(self.num_rows)
         self.num_rows += 1
 
 
@@ -126,6 +136,15 @@ class Tokens:
         rows = self._dataset[ids.tolist()]
         return [Example(*row) for row in zip(rows["input_ids"], rows["labels"], strict=True)]
 
+    def input_ids(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """All examples in their order, a batch at a time, without a copy.
+
+        The batch's tokens: (tokens,), and where its examples begin and the last ends:
+        (examples + 1,).
+        """
+        for chunk in self._dataset.data.column("input_ids").chunks:
+            yield chunk.values.to_numpy(), chunk.offsets.to_numpy()
+
 
 def prepare(
     source: Source,
@@ -164,13 +183,14 @@ def _write(
     on_rows: Callable[[int], None] | None,
 ) -> Report:
     report = Report()
+    ending = Ending(encoder.tokenizer)
     if on_rows is not None:
         on_rows(0)
     rows = shaped(source.rows())
     path = str(folder / "tokens.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, COLUMNS) as writer:
         while batch := list(islice(rows, ROWS_PER_BATCH)):
-            examples = list(_encoded(batch, encoder, max_length, report))
+            examples = list(_encoded(batch, encoder, ending, max_length, report))
             writer.write_batch(pa.RecordBatch.from_pylist(examples, schema=COLUMNS))
             if on_rows is not None:
                 on_rows(report.num_rows)
@@ -180,14 +200,18 @@ def _write(
 
 
 def _encoded(
-    batch: list[tuple[Place, Row, Shape]], encoder: Encoder, max_length: int, report: Report
+    batch: list[tuple[Place, Row, Shape]],
+    encoder: Encoder,
+    ending: Ending,
+    max_length: int,
+    report: Report,
 ) -> Iterator[dict[str, object]]:
     for (_, _, shape), (input_ids, labels) in zip(batch, encoder.encode(batch), strict=True):
         kept = labels[:max_length]
         items = count_causal_items(kept)
         lost_tokens = len(labels) - len(kept)
         items_lost = count_causal_items(labels) - items if lost_tokens else 0
-        report.add(shape, lost_tokens, items, items_lost)
+        report.add(shape, lost_tokens, items, items_lost, ending.is_in(kept))
         yield {
             "input_ids": input_ids[:max_length],
             "labels": kept,

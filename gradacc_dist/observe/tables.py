@@ -22,7 +22,7 @@ from gradacc_dist.observe.progress import clock
 
 def start_table(rows: Mapping[str, str]) -> Table:
     """What is about to run: the rows as given, in their order."""
-    return _table("Run", rows)
+    return titled_table("Run", rows)
 
 
 def end_table(ledger_path: Path, outputs: Mapping[str, str], wall_seconds: float) -> Table:
@@ -37,7 +37,7 @@ def end_table(ledger_path: Path, outputs: Mapping[str, str], wall_seconds: float
     rows = _train_rows(train) if train else {"steps": "0"}
     if evaluations:
         rows["evaluation loss"] = _first_to_last([record.loss for record in evaluations])
-    return _table("Done", {**rows, "wall time": clock(wall_seconds), **outputs})
+    return titled_table("Done", {**rows, "wall time": clock(wall_seconds), **outputs})
 
 
 def _train_rows(train: list[TrainRecord]) -> dict[str, str]:
@@ -69,7 +69,8 @@ def _ratio(total: float, count: float) -> float:
     return total / count if count else math.nan
 
 
-def _table(title: str, rows: Mapping[str, str]) -> Table:
+def titled_table(title: str, rows: Mapping[str, str]) -> Table:
+    """Two columns: a name, and what is said of it."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, show_header=False
     )
