@@ -41,6 +41,10 @@ class DisagreementError(ConfigError):
     """The ranks are about to compute different things: other step, data, config or code."""
 
 
+class EngineError(ConfigError):
+    """An engine does not do to the gradients what it promises; training with it would be wrong."""
+
+
 class ZeroItemsError(DataError):
     """A window holds no supervised item, so its mean loss does not exist."""
 

@@ -18,7 +18,8 @@ from transformers import (
 from gradacc_dist.config.schema import Model, Precision
 from gradacc_dist.errors import ConfigError
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+# Of the weights: arithmetic in lower precision keeps them in float32.
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 
 def build_model(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from gradacc_dist.agreement import Agreement
 from gradacc_dist.config import Config
 from gradacc_dist.data.mixture import Mixture
@@ -59,8 +61,7 @@ def start_rows(
         "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
         f"{config.precision.compute}",
         **_layout_rows(config, len(train), world),
-        "engine": f"{engine.name} on {world.device.type}, reduction factor "
-        f"{engine.reduction_factor:g}",
+        **_engine_rows(engine, world),
         "denominator": comparison_label(config.objective.denominator) or "window",
         "steps": f"{num_steps:,}",
         "train data": f"{len(train):,} examples, {train.lengths.sum():,} tokens, "
@@ -106,6 +107,29 @@ def odd_rows(train: Mixture, max_length: int) -> dict[str, str]:
         rows["missing EOS"] = (
             f"{num_endless:,} rows do not end with the end-of-text token; gradacc_dist.validate "
             "names them"
+        )
+    return rows
+
+
+def _engine_rows(engine: Engine, world: World) -> dict[str, str]:
+    rows = {
+        "engine": f"{engine.name} on {world.device.type}: {engine.reason}; measured reduction "
+        f"factor {engine.reduction_factor:g}"
+    }
+    if world.ranks > 1:
+        when = "once a window" if engine.reduces_once else "in each micro-batch"
+        rows["reduction"] = f"gradients travel {when}"
+        if engine.extra_memory_bytes:
+            rows["reduction"] += (
+                f", for up to {engine.extra_memory_bytes / 2**20:,.1f} MiB more on each rank than "
+                "engine.reduce: micro_batch"
+            )
+    # One process drives one device; torch's DataParallel, which would take them all, divides
+    # gradients again and is never used.
+    elif (devices := torch.cuda.device_count()) > 1:
+        rows["idle devices"] = (
+            f"{devices - 1} of {devices} GPUs: one rank uses one; start with `accelerate launch "
+            f"--multi_gpu --num_processes {devices}` to use all"
         )
     return rows
 

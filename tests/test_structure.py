@@ -100,7 +100,12 @@ DIVIDING_CALLS = {"div", "div_", "divide", "mean", "true_divide"}
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in SOURCES if room(p) in {"step", "windows", "engines", "objectives", "world"}],
+    # factor.py looks at gradients, and changes none that trains.
+    [
+        p
+        for p in SOURCES
+        if room(p) in {"step", "windows", "engines", "objectives", "world"} and p.stem != "factor"
+    ],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_the_denominator_is_the_only_divider(path):

@@ -225,16 +225,45 @@ class Schedule(Section):
 class Precision(Section):
     """Number formats."""
 
-    compute: Literal["fp32", "fp64"] = Field(
-        "fp32", description="Format of weights, activations, gradients and reductions."
+    compute: Literal["fp32", "fp64", "bf16"] = Field(
+        "fp32",
+        description="Format of the model's arithmetic; bf16 keeps weights, gradients, reductions "
+        "and losses in fp32.",
     )
 
 
 class Engine(Section):
     """How ranks share the work; changes speed and memory, never the result."""
 
-    name: Literal["auto", "single", "ddp"] = Field(
-        "auto", description="`auto`: single for one rank, DDP for several."
+    name: Literal["auto", "single", "ddp", "fsdp2"] = Field(
+        "auto",
+        description="`auto`: what accelerate launch asks for; else single for one rank, DDP for "
+        "several.",
+    )
+    reduce: Literal["auto", "window", "micro_batch"] = Field(
+        "auto",
+        description="Reduce gradients once per window (less traffic) or per micro-batch (less "
+        "memory when sharded); auto: window for DDP, micro_batch for FSDP2.",
+    )
+    replicas: PositiveInt | None = Field(
+        None,
+        description="FSDP2: groups of ranks that each hold the whole model; more than one is "
+        "hybrid sharding; unset: what accelerate launch asks for, else 1.",
+    )
+    wrap: tuple[str, ...] | None = Field(
+        None,
+        description="FSDP2: classes of the blocks that are sharded one by one; []: the model as "
+        "one; unset: what accelerate launch asks for, else the model's own.",
+    )
+    reshard_after_forward: bool | None = Field(
+        None,
+        description="FSDP2: free gathered weights after each forward; false keeps them for a "
+        "window, which is faster; unset: what accelerate launch asks for, else true.",
+    )
+    offload: bool | None = Field(
+        None,
+        description="FSDP2: keep weights, gradients and optimizer state in CPU memory; unset: what "
+        "accelerate launch asks for, else false.",
     )
     timeout_seconds: PositiveFloat = Field(
         300.0, description="Seconds a collective may wait for the other ranks before the run stops."

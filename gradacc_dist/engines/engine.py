@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -32,8 +33,16 @@ class Engine(ABC):
     """
 
     name: str
+    reason: str
+    """Why this engine, in words for the start table."""
     reduction_factor: float
-    """What a loss is multiplied by so that the reduced gradients are a sum over the ranks."""
+    """What a loss is multiplied by so that the reduced gradients are a sum over the ranks.
+
+    What the engine expects of itself; `confirm_reduction_factor` measures it before training."""
+    reduces_once: bool
+    """Gradients travel once a window; otherwise in each micro-batch."""
+    extra_memory_bytes: int = 0
+    """What reducing once a window costs each rank over reducing in each micro-batch."""
 
     @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
@@ -49,7 +58,17 @@ class Engine(ABC):
 
     @abstractmethod
     def gradients(self) -> dict[str, Tensor]:
-        """Reduced, unclipped gradients by the model's parameter names. Collective."""
+        """Reduced, unclipped gradients, whole, by the model's parameter names. Collective.
+
+        A copy of them all on every rank: for tests and audits.
+        """
+
+    @abstractmethod
+    def local_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Like `gradients`, but this rank's part of each, not copied: a shard, or the whole.
+
+        Collective, and so to be read to its end.
+        """
 
     @abstractmethod
     def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:

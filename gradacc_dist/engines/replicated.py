@@ -1,16 +1,16 @@
 """Every rank holds the whole model: one device alone, or DDP over several."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gradacc_dist.data.batch import MicroBatch
 from gradacc_dist.engines.engine import Engine, Update
+from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.world import World
@@ -51,7 +51,10 @@ def _reduce_to_sum(
 
 
 class ReplicatedEngine(Engine):
-    """Wraps `module` in DDP when there are several ranks."""
+    """Wraps `module` in DDP when there are several ranks.
+
+    With `autocast` to a lower precision, weights and gradients stay in their own.
+    """
 
     reduction_factor = 1.0
 
@@ -60,8 +63,13 @@ class ReplicatedEngine(Engine):
         module: ObjectiveModule,
         build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         world: World,
+        *,
+        reduces_once: bool,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.name = "single" if world.ranks == 1 else "ddp"
+        self.reduces_once = reduces_once
+        self._autocast = autocast
         self._reduced: set[int] = set()
         wrapped = module if world.ranks == 1 else wrap_in_ddp(module, world, self._reduced)
         self._wrapped = wrapped
@@ -79,40 +87,49 @@ class ReplicatedEngine(Engine):
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Gradients stay on their rank until the window's last micro-batch."""
-        if last or not isinstance(self._wrapped, DistributedDataParallel):
+        """Reducing once, gradients stay on their rank until the window's last micro-batch."""
+        if not isinstance(self._wrapped, DistributedDataParallel):
             yield
-        else:
+        elif self.reduces_once and not last:
             with self._wrapped.no_sync():
                 yield
+        else:
+            if not self.reduces_once and not self._world.is_main:
+                # DDP reduces all that has accumulated. What earlier micro-batches reduced is on
+                # every rank already: one of them brings it into the next sum.
+                for parameter in self._parameters:
+                    if parameter.grad is not None:
+                        parameter.grad.zero_()
+            yield
 
     def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Term sums on the device."""
-        return self._wrapped(batch.to(self._world.device))
+        with self._precision():
+            return self._wrapped(batch.to(self._world.device))
 
     def backward(self, loss: Tensor) -> None:
-        """Add gradients; in the last micro-batch DDP reduces them meanwhile."""
+        """Add gradients; DDP reduces them meanwhile."""
         loss.backward()
 
     def gradients(self) -> dict[str, Tensor]:
         """Copies, by the model's names."""
-        parameters = self.module.model.named_parameters()
-        return {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+        return {name: gradient.clone() for name, gradient in self.local_gradients()}
+
+    def local_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """The gradients themselves: every rank holds them whole."""
+        self._check_reduced()
+        for name, parameter in self.module.model.named_parameters():
+            if parameter.grad is not None:
+                yield name, parameter.grad
 
     def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:
         """Every rank holds the same gradients, so each clips and steps by itself, alike."""
-        self._check_reduced()
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
-        applied = bool(norm.isfinite())
-        if applied:
-            if max_grad_norm is not None:
-                clip_grads_with_norm_(self._parameters, max_grad_norm, norm)
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._optimizer.step()
+        norm = square_sum(gradient for _, gradient in self.local_gradients()).sqrt()
+        update = clip_and_step(
+            self._optimizer, self._parameters, norm, learning_rate, max_grad_norm
+        )
         self.discard()
-        return Update(float(norm), applied)
+        return update
 
     def _check_reduced(self) -> None:
         """DDP says nothing of a bucket it never reduced: its gradients are one rank's alone.
@@ -139,7 +156,7 @@ class ReplicatedEngine(Engine):
     def evaluate(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Straight through the module: without gradients the ranks need not meet."""
         module = self.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._precision():
             sums = module(batch.to(self._world.device))
         module.train()
         return sums
@@ -149,3 +166,8 @@ class ReplicatedEngine(Engine):
         if not self._world.is_main:
             return {}
         return {name: value.cpu() for name, value in self.module.model.state_dict().items()}
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._world.device.type, self._autocast)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gradacc_dist.config import Config, Resolved, dump, leaves, load, print_table, rich_table, table
+from gradacc_dist.config.engine import FSDP2_FIELDS
 from gradacc_dist.config.fields import Field, Kind, fields, nested
 from gradacc_dist.config.inline import inline
 
@@ -77,7 +78,8 @@ def as_rules_want_it(config: Config, model: dict[str, object]) -> Config:
         window = window.model_copy(update={"examples": None})
     if schedule.epochs is not None:
         schedule = schedule.model_copy(update={"steps": None})
-    engine = config.engine.model_copy(update={"name": "auto"})
+    only_fsdp2 = dict.fromkeys(FSDP2_FIELDS)
+    engine = config.engine.model_copy(update={"name": "auto", **only_fsdp2})
     chosen = config.model.model_copy(update=model)
     update = {"window": window, "schedule": schedule, "engine": engine, "model": chosen}
     return config.model_copy(update=update)

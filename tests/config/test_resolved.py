@@ -20,7 +20,6 @@ OTHER = {
     "number": 0.625,
     "text": "other",
     "path": "other",
-    "list": [0.5, 0.5],
     "mapping": {"a": 1},
 }
 
@@ -29,6 +28,8 @@ def other_value(field):
     kind = field.kinds[0]
     if kind.name == "choice":
         return next((word for word in kind.choices if word != field.default), None)
+    if kind.name == "list":
+        return [OTHER[position[0].name] for position in kind.items]
     return not field.default if kind.name == "boolean" else OTHER[kind.name]
 
 

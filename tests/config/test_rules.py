@@ -9,6 +9,9 @@ from gradacc_dist.errors import ConfigError
 LLAMA = {"model_type": "llama"}
 
 
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
 def messages(environ=None, **sections) -> list[str]:
     config = Config.model_validate({"model": {"path": "x"}, **sections})
     sources = {leaf: f"at {leaf}" for leaf, _ in leaves(config)}
@@ -38,6 +41,14 @@ def messages(environ=None, **sections) -> list[str]:
             ["schedule.steps: 8 (at", "schedule.epochs: 2.0 (at", "set the other to null"],
         ),
         ({"engine": {"name": "ddp"}}, ["ddp (at engine.name)", "unset", "accelerate launch --mul"]),
+        (
+            {"engine": {"offload": True}},
+            ["engine.offload: true (at engine.offload) is a setting of FSDP2", "single (there is"],
+        ),
+        (
+            {"engine": {"name": "fsdp2", "replicas": 2}},
+            ["engine.replicas: 2 groups cannot be formed of 1 rank(s)"],
+        ),
     ],
 )
 def test_fields_that_conflict(sections, expected):
@@ -55,6 +66,7 @@ def test_fields_that_conflict(sections, expected):
         {"schedule": {"epochs": 2, "warmup_steps": 5000}},
         {"window": {"supervised_tokens": 900}},
         {"engine": {"name": "single"}},
+        {"engine": {"name": "fsdp2", "wrap": [], "offload": True, "reduce": "window"}},
     ],
 )
 def test_fields_that_agree(sections):
@@ -77,7 +89,25 @@ def test_fields_that_agree(sections):
             ["asks for 4 accumulation steps", "2 ranks", "set window.examples: 64"],
         ),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "auto", ["DeepSpeed", "can be auto, single, ddp"]),
-        ({"ACCELERATE_USE_FSDP": "True"}, "auto", ["FSDP", "engine.name can be auto"]),
+        ({"ACCELERATE_USE_FSDP": "True"}, "auto", ["version 1, acc", "--fsdp_version 2"]),
+        ({"ACCELERATE_USE_FSDP": "1", "FSDP_VERSION": "1"}, "auto", ["FSDP version 1, but"]),
+        (
+            {**FSDP2, "WORLD_SIZE": "2"},
+            "ddp",
+            ["asks for FSDP, but engine.name: ddp (at engine.name)", "auto or fsdp2"],
+        ),
+        (
+            {**FSDP2, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"},
+            "fsdp2",
+            ["SIZE_BASED_WRAP", "set it to TRANSFORMER_BASED_WRAP"],
+        ),
+        ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "auto", ["not offer", "to false"]),
+        ({**FSDP2, "PARALLELISM_CONFIG_TP_SIZE": "2"}, "auto", ["asks for 2", "set it to 1"]),
+        (
+            {**FSDP2, "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "3", "WORLD_SIZE": "4"},
+            "auto",
+            ["engine.replicas: 3 groups", "of 4 rank(s)", "divisor"],
+        ),
         ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "auto", ["Megatron-LM", "engine.name can be auto"]),
     ],
 )
@@ -99,6 +129,10 @@ def test_an_environment_that_conflicts(environ, engine, expected):
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, "auto"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, "auto"),
         ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": ""}, "auto"),
+        ({"FSDP_VERSION": "1", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "auto"),
+        ({**FSDP2, "WORLD_SIZE": "2"}, "auto"),
+        ({**FSDP2, "WORLD_SIZE": "1"}, "fsdp2"),
+        ({**FSDP2, "FSDP_AUTO_WRAP_POLICY": "NO_WRAP", "FSDP_IGNORED_MODULES": "None"}, "auto"),
     ],
 )
 def test_an_environment_that_agrees(environ, engine):
@@ -110,9 +144,10 @@ def test_load_reports_rules_with_their_place(tmp_path):
     path.write_text("schedule:\n  warmup_steps: 11\n  steps: 10\n")
     with pytest.raises(ConfigError) as caught:
         load(path, ["--engine.name", "single"], {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"})
-    absent, warmup, single, fsdp, count = str(caught.value).splitlines()
+    absent, warmup, single, fsdp, version, count = str(caught.value).splitlines()
     assert absent.startswith(f"{path}: model: there is no model")
     assert warmup.startswith(f"{path}:2: schedule.warmup_steps: 11 ({path}:2) exceeds")
     assert single.startswith("--engine.name: single (--engine.name) runs one rank")
     assert fsdp.startswith("ACCELERATE_USE_FSDP=true (environment): accelerate launch asks")
-    assert count.startswith("4 mistakes")
+    assert version.startswith("ACCELERATE_USE_FSDP=true (environment): accelerate launch asks")
+    assert count.startswith("5 mistakes")

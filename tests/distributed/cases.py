@@ -7,7 +7,6 @@ padding, the loss divided once by the count of supervised tokens, in float64.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,10 @@ class Case:
     steps: int
     seed: int = 0
     dtype: str = "float64"
-    extra: dict[str, Any] = field(default_factory=dict)
+    initializer_range: float = 0.2
+    tied: bool = False
+    frozen: tuple[str, ...] = ()
+    max_norm: float | None = None
 
     def examples(self) -> list[tuple[np.ndarray, np.ndarray]]:
         random = np.random.default_rng(self.seed)
@@ -48,10 +50,14 @@ class Case:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            initializer_range=0.2,
+            initializer_range=self.initializer_range,
             max_position_embeddings=128,
+            tie_word_embeddings=self.tied,
         )
-        return LlamaForCausalLM(config).to(getattr(torch, self.dtype))
+        model = LlamaForCausalLM(config).to(getattr(torch, self.dtype))
+        for name in self.frozen:
+            model.get_submodule(name).requires_grad_(False)
+        return model
 
 
 @dataclass
@@ -83,12 +89,16 @@ def reference(case: Case, windows: list[list[int]]) -> Trace:
             total += float(loss.detach())
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         trace.gradients.append(gradients)
-        trace.norms.append(float(torch.stack([g.norm() for g in gradients.values()]).norm()))
+        norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+        trace.norms.append(float(norm))
         trace.losses.append(total / count)
         trace.counts.append(count)
+        # What torch's clip_grad_norm_ documents.
+        scale = 1.0 if case.max_norm is None else min(1.0, case.max_norm / (float(norm) + 1e-6))
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= LEARNING_RATE * parameter.grad
+            for name, parameter in model.named_parameters():
+                if name in gradients:
+                    parameter -= LEARNING_RATE * scale * gradients[name]
     trace.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return trace
 

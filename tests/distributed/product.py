@@ -6,20 +6,24 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
+import torch
 from distributed.cases import LEARNING_RATE, Case, Trace
+from torch.distributed.tensor import DTensor
 
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.config.schema import Optimizer
 from gradacc_dist.data.order import Order, Window
 from gradacc_dist.data.tokens import Example
 from gradacc_dist.denominator import Denominator
-from gradacc_dist.engines import build_engine
+from gradacc_dist.engines import Engine, build_engine
 from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.optim import build_optimizer
 from gradacc_dist.step import accumulate
 from gradacc_dist.windows import Assembler, agreed_windows
 from gradacc_dist.world import World
+
+AUTO = EngineConfig()
 
 
 class ListedTokens:
@@ -41,18 +45,30 @@ def case_windows(case: Case) -> Iterator[Window]:
     return islice(Order(len(case.lengths), case.seed, case.window).windows(), case.steps)
 
 
-def run_case(
-    world: World, case: Case, micro_batch: int, mode: str = "window", engine: str = "auto"
-) -> Trace:
-    """Train on every window with SGD. Collective."""
-    objective = CausalLM()
+def build(world: World, case: Case, config: EngineConfig = AUTO, compute: str = "fp32") -> Engine:
+    """The engine of `config` with SGD, on the case's model. Collective."""
     optimizer = Optimizer(name="sgd", learning_rate=LEARNING_RATE, weight_decay=0)
-    built = build_engine(
-        EngineConfig(name=engine),
-        ObjectiveModule(case.model(), objective),
+    return build_engine(
+        config,
+        ObjectiveModule(case.model(), CausalLM()),
         lambda module: build_optimizer(optimizer, module),
         world,
+        compute,
+        environ={},
     )
+
+
+def run_case(
+    world: World,
+    case: Case,
+    micro_batch: int,
+    mode: str = "window",
+    config: EngineConfig = AUTO,
+    compute: str = "fp32",
+) -> Trace:
+    """Train on every window with SGD. Collective; every rank returns whole tensors."""
+    built = build(world, case, config, compute)
+    objective = built.module.objective
     assembler = Assembler(
         ListedTokens(case.examples()), objective, micro_batch, world.rank, world.ranks, "test"
     )
@@ -61,8 +77,13 @@ def run_case(
         denominator = Denominator(mode, agreement, local.num_micro_batches)
         loss = accumulate(built, local, denominator, case.seed, world)
         trace.gradients.append(built.gradients())
-        trace.norms.append(built.update(LEARNING_RATE, None).grad_norm)
+        trace.norms.append(built.update(LEARNING_RATE, case.max_norm).grad_norm)
         trace.losses.append(loss.loss)
         trace.counts.append(int(agreement.global_items["cross_entropy"]))
-    trace.weights = {n: v.clone() for n, v in built.module.model.state_dict().items()}
+    trace.weights = {n: whole(v) for n, v in built.module.model.state_dict().items()}
     return trace
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A copy, gathered by torch's own means where it is sharded."""
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
