@@ -14,6 +14,7 @@ from gradacc_dist.data import tokenizer as tokenizers
 from gradacc_dist.data.chat import use_template
 from gradacc_dist.data.mixture import Mixture, Part
 from gradacc_dist.data.sources import Role, Source
+from gradacc_dist.data.stream import Stream, Tokenising
 from gradacc_dist.data.tokens import ROWS_NAMED, Report, prepare
 from gradacc_dist.errors import DataError
 
@@ -23,7 +24,7 @@ class Data:
     """What every rank reads."""
 
     tokenizer: PreTrainedTokenizerBase
-    train: Mixture
+    train: Mixture | Stream
     evaluate: Mixture | None
 
 
@@ -40,15 +41,28 @@ def load_data(config: Config, on_rows: Callable[[str, int], None] | None = None)
         use_template(tokenizer, config.data.chat_template)
 
     def mixture(sources: Sources, role: Role) -> Mixture:
-        shares = (Share(path=sources),) if isinstance(sources, str) else sources
-        return Mixture([_part(share, role, tokenizer, config, on_rows) for share in shares])
+        parts = (_part(share, role, tokenizer, config, on_rows) for share in _shares(sources))
+        return Mixture(list(parts))
 
-    evaluate = config.data.evaluate
+    train, evaluate = config.data.train, config.data.evaluate
     return Data(
         tokenizer,
-        mixture(config.data.train, "train"),
+        _stream(config, tokenizer) if config.data.streaming else mixture(train, "train"),
         None if evaluate is None else mixture(evaluate, "evaluate"),
     )
+
+
+def _shares(sources: Sources) -> tuple[Share, ...]:
+    return (Share(path=sources),) if isinstance(sources, str) else sources
+
+
+def _stream(config: Config, tokenizer: PreTrainedTokenizerBase) -> Stream:
+    data = config.data
+    sources = [Source(share.path, "train", streaming=True) for share in _shares(data.train)]
+    tokenising = Tokenising(tokenizer, data.supervise, data.max_length, data.on_zero_items)
+    stream = Stream(sources, tokenising)
+    stream.check_beginnings()
+    return stream
 
 
 def _part(
