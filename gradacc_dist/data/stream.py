@@ -83,7 +83,7 @@ class Stream:
         self._encoder.check(row.place, row.row, row.shape)
 
     def encoded(self, rows: Sequence[StreamedRow]) -> list[Example]:
-        """The rows' examples, in their order. Raises DataError naming the first that is unusable."""
+        """The rows' examples, in their order. Raises DataError naming an unusable one."""
         encoded = self._encoder.encode((row.place, row.row, row.shape) for row in rows)
         return [self._example(*pair) for pair in zip(rows, encoded, strict=True)]
 
