@@ -77,9 +77,18 @@ def as_rules_want_it(config: Config, model: dict[str, object]) -> Config:
         window = window.model_copy(update={"examples": None})
     if schedule.epochs is not None:
         schedule = schedule.model_copy(update={"steps": None})
+    data = config.data
+    if schedule.epochs is not None or not isinstance(data.train, str):
+        data = data.model_copy(update={"streaming": False})
     engine = config.engine.model_copy(update={"name": "auto"})
     chosen = config.model.model_copy(update=model)
-    update = {"window": window, "schedule": schedule, "engine": engine, "model": chosen}
+    update = {
+        "data": data,
+        "window": window,
+        "schedule": schedule,
+        "engine": engine,
+        "model": chosen,
+    }
     return config.model_copy(update=update)
 
 

@@ -140,8 +140,8 @@ def test_the_shuffled_order_is_fixed_for_good(stream_of):
     assert other.example_ids.tolist() not in ids
 
 
-FIRST: list[int] = []
-SECOND: list[int] = []
+FIRST = [1, 2, 0, 5, 6, 4, 3, 9, 10, 8, 7, 11]
+SECOND = [2, 1, 0, 4, 3, 5, 6, 8, 9, 11, 10, 7]
 
 
 @settings(max_examples=20)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -11,7 +11,7 @@ from distributed.cases import LEARNING_RATE, Case, Trace
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.config.schema import Optimizer
 from gradacc_dist.data.order import Order, Window
-from gradacc_dist.data.tokens import Example
+from gradacc_dist.data.tokens import ById, Example
 from gradacc_dist.denominator import Denominator
 from gradacc_dist.engines import build_engine
 from gradacc_dist.objectives.causal_lm import CausalLM
@@ -45,6 +45,20 @@ def run_case(
     world: World, case: Case, micro_batch: int, mode: str = "window", engine: str = "auto"
 ) -> Trace:
     """Train on every window with SGD. Collective."""
+    tokens = ListedTokens(case.examples())
+    return run_windows(world, case, tokens, case_windows(case), micro_batch, mode, engine)
+
+
+def run_windows(
+    world: World,
+    case: Case,
+    tokens: ById,
+    windows: Iterable[Window],
+    micro_batch: int,
+    mode: str = "window",
+    engine: str = "auto",
+) -> Trace:
+    """Train the case's model on these windows of these tokens. Collective."""
     objective = CausalLM()
     optimizer = Optimizer(name="sgd", learning_rate=LEARNING_RATE, weight_decay=0)
     built = build_engine(
@@ -53,11 +67,9 @@ def run_case(
         lambda module: build_optimizer(optimizer, module),
         world,
     )
-    assembler = Assembler(
-        ListedTokens(case.examples()), objective, micro_batch, world.rank, world.ranks, "test"
-    )
+    assembler = Assembler(tokens, objective, micro_batch, world.rank, world.ranks, "test")
     trace = Trace([], [], [], {})
-    for local, agreement in agreed_windows(case_windows(case), assembler, world):
+    for local, agreement in agreed_windows(windows, assembler, world):
         denominator = Denominator(mode, agreement, local.num_micro_batches)
         loss = accumulate(built, local, denominator, case.seed, world)
         trace.gradients.append(built.gradients())
