@@ -19,11 +19,11 @@ from gradacc_dist.data.sources import Source
 from gradacc_dist.data.stream import Stream, Tokenising
 from gradacc_dist.data.stream_order import StreamOrder
 
-CASE = mixed(26, window=8, steps=6)
+CASE = mixed(20, window=8, steps=4)
 ORDERS = {
     "by count, in file order": {"window_examples": 8},
     "by count, shuffled": {"window_examples": 8, "shuffle_buffer": 5},
-    "by budget, shuffled": {"window_items": 90, "shuffle_buffer": 5},
+    "by budget, shuffled": {"window_items": 160, "shuffle_buffer": 5},
 }
 
 
@@ -42,8 +42,8 @@ def data(tmp_path_factory) -> Path:
         json.dumps({"input_ids": ids.tolist(), "labels": labels.tolist()})
         for ids, labels in CASE.examples()
     ]
-    (folder / "a.jsonl").write_text("\n".join(rows[:15]))
-    (folder / "b.jsonl").write_text("\n".join(rows[15:]))
+    (folder / "a.jsonl").write_text("\n".join(rows[:13]))
+    (folder / "b.jsonl").write_text("\n".join(rows[13:]))
     return folder
 
 
