@@ -36,11 +36,12 @@ def prefetched(make: Callable[[Key], Made], keys: Iterable[Key]) -> Iterator[Ite
                 continue
 
     def work() -> None:
-        remaining = iter(keys)
+        # A generator: a StopIteration of `make` is an error there, not the end.
+        made = (make(key) for key in keys)
         while True:
             future: Future[Made] = Future()
             try:
-                future.set_result(make(next(remaining)))
+                future.set_result(next(made))
             except StopIteration:
                 break
             except BaseException as error:  # noqa: BLE001 - carried over to the consumer
