@@ -26,6 +26,7 @@ class LocalCounts:
 
     `fingerprint` stands for (step, example ids, config, data): equal on ranks that are about to
     compute the same thing. Below 2^48, so that float64 carries it exactly, like all the rest.
+    `truncated_*`: what was cut as this rank read it. `has_mistake`: it cannot use its examples.
     """
 
     fingerprint: int
@@ -33,10 +34,14 @@ class LocalCounts:
     input_tokens: int
     padded_tokens: int
     local_items: Counts
+    truncated_examples: int = 0
+    truncated_tokens: int = 0
+    has_mistake: bool = False
 
     def row(self) -> list[float]:
         """As one row of the shared matrix."""
         head = [self.fingerprint, self.num_turns, self.input_tokens, self.padded_tokens]
+        head += [self.truncated_examples, self.truncated_tokens, self.has_mistake]
         return [float(value) for value in (*head, *self.local_items.values())]
 
 
@@ -51,6 +56,9 @@ class Agreement:
     input_tokens: int
     padded_tokens: int
     ranks: int
+    truncated_examples: int = 0
+    truncated_tokens: int = 0
+    has_mistake: bool = False
 
     @property
     def has_items(self) -> bool:
@@ -74,9 +82,18 @@ class PendingAgreement:
         refuse_difference(matrix[:, 0], f"{step}ids, configuration or data", self._world)
         refuse_difference(matrix[:, 1], f"{step}number of micro-batches", self._world)
         # Exact in any order: integers below 2^53.
-        _, _, input_tokens, padded_tokens, *items = matrix.sum(dim=0).tolist()
-        counts = dict(zip(self._terms, items, strict=True))
-        return Agreement(counts, int(input_tokens), int(padded_tokens), len(matrix))
+        input_tokens, padded_tokens, cut_examples, cut_tokens, mistakes, *items = matrix.sum(
+            dim=0
+        ).tolist()[2:]
+        return Agreement(
+            dict(zip(self._terms, items, strict=True)),
+            int(input_tokens),
+            int(padded_tokens),
+            len(matrix),
+            int(cut_examples),
+            int(cut_tokens),
+            mistakes > 0,
+        )
 
     def drain(self) -> None:
         """Let it arrive and ignore it, so that nothing is in flight when the ranks part."""

@@ -49,7 +49,7 @@ def check_positions(model: PreTrainedModel, longest: int) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise ConfigError(
-            f"the longest example has {longest} tokens but the model has {positions} positions "
+            f"examples have up to {longest} tokens but the model has {positions} positions "
             f"(max_position_embeddings); set data.max_length to at most {positions}"
         )
 

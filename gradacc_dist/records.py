@@ -7,6 +7,7 @@ import torch
 from gradacc_dist.agreement import Agreement
 from gradacc_dist.config import Config
 from gradacc_dist.data.mixture import Mixture
+from gradacc_dist.data.stream import Stream
 from gradacc_dist.engines import Engine
 from gradacc_dist.model import dropout_of
 from gradacc_dist.observe.ledger import Term, TrainRecord, comparison_label
@@ -48,11 +49,13 @@ def train_record(
         seconds=seconds,
         tokens_per_second=agreement.input_tokens / seconds,
         skipped=outcome.skipped,
+        truncated_examples=agreement.truncated_examples,
+        truncated_tokens=agreement.truncated_tokens,
     )
 
 
 def start_rows(
-    config: Config, train: Mixture, num_steps: int, engine: Engine, world: World
+    config: Config, train: Mixture | Stream, num_steps: int, engine: Engine, world: World
 ) -> dict[str, str]:
     """What is about to run, for a person to check before it does."""
     model = engine.module.model
@@ -60,14 +63,11 @@ def start_rows(
     rows = {
         "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
         f"{config.precision.compute}",
-        **_layout_rows(config, len(train), world),
+        **_layout_rows(config, None if isinstance(train, Stream) else len(train), world),
         **_engine_rows(engine, world),
         "denominator": comparison_label(config.objective.denominator) or "window",
         "steps": f"{num_steps:,}",
-        "train data": f"{len(train):,} examples, {train.lengths.sum():,} tokens, "
-        f"{train.items.sum():,} supervised",
-        **source_rows(train),
-        **odd_rows(train, config.data.max_length),
+        **(stream_rows(config, train) if isinstance(train, Stream) else data_rows(config, train)),
     }
     if dropout := dropout_of(model):
         rows["dropout"] = (
@@ -75,6 +75,35 @@ def start_rows(
             "agree in expectation only"
         )
     return {**rows, "output": f"{config.run.output_dir}/"}
+
+
+def stream_rows(config: Config, stream: Stream) -> dict[str, str]:
+    """What is streamed, and what its order is and is not."""
+    buffer = config.data.shuffle_buffer
+    shuffled = f"shuffled within {buffer:,} examples" if buffer > 1 else "not shuffled"
+    work = "every rank reads every row and tokenises its own examples"
+    if config.window.examples is None:
+        work = "every rank tokenises every example, as the window's budget needs each one's count"
+    rows = {
+        "train data": f"streamed: {', then '.join(source.name for source in stream.sources)}",
+        "order": f"streamed in file order, {shuffled}; not a permutation of the whole. It is the "
+        "same on any cluster",
+        "reading": work,
+        "truncated": f"to data.max_length {stream.max_length}: counted step by step in the ledger",
+    }
+    if left_out := sum(len(source.left_out()) for source in stream.sources):
+        rows["not read"] = f"{left_out} files of other kinds"
+    return rows
+
+
+def data_rows(config: Config, train: Mixture) -> dict[str, str]:
+    """What the indexed examples are, and what was found as they were tokenised."""
+    return {
+        "train data": f"{len(train):,} examples, {train.lengths.sum():,} tokens, "
+        f"{train.items.sum():,} supervised",
+        **source_rows(train),
+        **odd_rows(train, config.data.max_length),
+    }
 
 
 def source_rows(train: Mixture) -> dict[str, str]:
@@ -134,13 +163,13 @@ def _engine_rows(engine: Engine, world: World) -> dict[str, str]:
     return rows
 
 
-def _layout_rows(config: Config, num_examples: int, world: World) -> dict[str, str]:
+def _layout_rows(config: Config, num_examples: int | None, world: World) -> dict[str, str]:
     per_micro_batch = config.micro_batch.examples
     if config.window.examples is None:
         size = f"window of up to {config.window.supervised_tokens:,} supervised tokens"
         layout = f"{world.ranks} rank(s), micro-batches of up to {per_micro_batch} examples"
         return {"layout": f"{layout}, {size}"}
-    window = min(config.window.examples, num_examples)
+    window = min(config.window.examples, num_examples or config.window.examples)
     num_micro_batches = -(-window // per_micro_batch)
     turns = -(-num_micro_batches // world.ranks)
     rows = {

@@ -15,8 +15,11 @@ from gradacc_dist.agreement import agree_on_run
 from gradacc_dist.checkpoint.export import continuation, save_model
 from gradacc_dist.config import Config, Resolved, dump, fingerprint
 from gradacc_dist.data.load import Data, load_data
+from gradacc_dist.data.mixture import Mixture
 from gradacc_dist.data.order import Order
-from gradacc_dist.data.tokens import Example, Examples
+from gradacc_dist.data.stream import Stream
+from gradacc_dist.data.stream_order import StreamOrder
+from gradacc_dist.data.tokens import Example
 from gradacc_dist.engines import Engine, build_engine
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.evaluate import Evaluation
@@ -90,7 +93,9 @@ def _replace_output_dir(resolved: Resolved) -> None:
 def make_engine(config: Config, data: Data, world: World) -> Engine:
     """Model and objective under the engine asked for. Collective."""
     model = build_model(config.model, config.precision, data.tokenizer, config.run.seed)
-    check_positions(model, int(data.train.lengths.max()))
+    train = data.train
+    longest = train.max_length if isinstance(train, Stream) else int(train.lengths.max())
+    check_positions(model, longest)
     return build_engine(
         config.engine,
         ObjectiveModule(model, CausalLM()),
@@ -100,20 +105,21 @@ def make_engine(config: Config, data: Data, world: World) -> Engine:
     )
 
 
-def make_order(config: Config, tokens: Examples) -> Order:
+def make_order(config: Config, train: Mixture | Stream) -> Order | StreamOrder:
     """Which examples form which window."""
-    window = config.window
-    return Order(
-        len(tokens), config.run.seed, window.examples, window.supervised_tokens, tokens.items
-    )
+    seed, size = config.run.seed, (config.window.examples, config.window.supervised_tokens)
+    if isinstance(train, Stream):
+        return StreamOrder(train, seed, config.data.shuffle_buffer, *size)
+    return Order(len(train), seed, *size, train.items)
 
 
-def count_steps(config: Config, order: Order) -> int:
+def count_steps(config: Config, order: Order | StreamOrder) -> int:
     """Number of windows to train on. Raises ConfigError when warm-up would not end in them."""
     schedule = config.schedule
     if schedule.epochs is None:
         assert schedule.steps is not None, "the configuration's rules ask for one of the two"
         return schedule.steps
+    assert isinstance(order, Order), "the configuration's rules refuse epochs of a stream"
     num_steps = order.num_windows(schedule.epochs)
     if schedule.warmup_steps > num_steps:
         raise ConfigError(
@@ -126,7 +132,7 @@ def count_steps(config: Config, order: Order) -> int:
 def train_windows(
     config: Config,
     data: Data,
-    order: Order,
+    order: Order | StreamOrder,
     num_steps: int,
     engine: Engine,
     observer: Observer,

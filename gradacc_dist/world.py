@@ -73,6 +73,13 @@ class World:
             work = dist.all_reduce(matrix, group=self.agreement_group, async_op=True)
         return SharedRows(matrix, work)
 
+    def share_text(self, text: str) -> list[str]:
+        """Every rank's text, by rank. Collective, for once in a run; on the main thread only."""
+        texts = [text] * self.ranks
+        if self.agreement_group is not None:
+            dist.all_gather_object(texts, text, group=self.agreement_group)
+        return texts
+
     @contextmanager
     def main_alone(self) -> Iterator[None]:
         """Around work that only rank 0 does and that can fail. Collective.

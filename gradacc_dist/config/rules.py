@@ -73,6 +73,33 @@ def _not_both(resolved: Resolved, names: tuple[str, str]) -> Iterator[Conflict]:
         yield Conflict(names[0], f"{both} are both set; keep one, set the other to null", names)
 
 
+def stream_length(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """Nobody knows how many windows a pass over a stream has before it has been read."""
+    if resolved.config.data.streaming and resolved.config.schedule.epochs is not None:
+        names = ("schedule.epochs", "data.streaming")
+        message = (
+            f"{said(resolved, names[0])} needs to know how long a pass is, but "
+            f"{said(resolved, names[1])} reads data that nobody has counted; set schedule.steps "
+            "and leave epochs out (null), or set data.streaming: false"
+        )
+        yield Conflict(names[0], message, names)
+
+
+def stream_weights(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """A stream takes its sources one after the other, each once a pass."""
+    train = resolved.config.data.train
+    weights = [] if isinstance(train, str) else [share.weight for share in train]
+    if resolved.config.data.streaming and any(weight != 1 for weight in weights):
+        names = ("data.train", "data.streaming")
+        message = (
+            f"data.train ({resolved.source(names[0])}) has weights "
+            f"{', '.join(f'{weight:g}' for weight in weights)}, but {said(resolved, names[1])} "
+            "reads each source once, one after the other; leave the weights out, or set "
+            "data.streaming: false"
+        )
+        yield Conflict(names[0], message, names)
+
+
 def warmup(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
     """Warm-up ends before training does. With epochs, only the data can tell: checked later."""
     schedule = resolved.config.schedule
@@ -122,6 +149,8 @@ RULES: tuple[Rule, ...] = (
     tokenizer,
     one_window_size,
     one_duration,
+    stream_length,
+    stream_weights,
     warmup,
     mixed_precision,
     accumulation,

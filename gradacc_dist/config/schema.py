@@ -105,6 +105,16 @@ class Data(Section):
         description="Jinja file that renders messages, in place of the tokenizer's own chat "
         "template; unset: the tokenizer's.",
     )
+    streaming: bool = Field(
+        False,
+        description="Read data.train row by row as training goes, for what is too large to index; "
+        "needs schedule.steps.",
+    )
+    shuffle_buffer: NonNegativeInt = Field(
+        1024,
+        description="Examples among which a stream is shuffled, held by every rank; 0: file order "
+        "(streaming only; otherwise an epoch is shuffled as a whole).",
+    )
     max_length: PositiveInt = Field(
         1024, description="Longest example in tokens; longer ones are cut at the end and counted."
     )

@@ -50,13 +50,18 @@ class DataFile:
         """Whether rows can be read from a file of this kind."""
         return self.kind in READERS
 
-    def digests(self) -> Iterator[bytes]:
-        """What stands for the rows, in blocks: the kind, the size and the bytes as stored."""
+    def digests(self, *, whole: bool = True) -> Iterator[bytes]:
+        """What stands for the rows, in blocks: the kind, the size and the bytes as stored.
+
+        With `whole` false only the first block of them, for files too large to read twice.
+        """
         with self._readable():
             yield f"{self.kind} {self.path.stat().st_size}\n".encode()
             with self.path.open("rb") as file:
                 while block := file.read(BLOCK_BYTES):
                     yield block
+                    if not whole:
+                        return
 
     def rows(self) -> Rows:
         """Every row with its place. Raises DataError naming the row, or the file."""

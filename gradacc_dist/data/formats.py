@@ -72,6 +72,14 @@ class Encoder:
             encoded += self._encoded(list(group))
         return encoded
 
+    def check(self, place: Place, row: Row, shape: Shape) -> None:
+        """Refuse a plain row that cannot be encoded, at the cost of a look.
+
+        A conversation is not rendered, so what its template refuses shows only when it is encoded.
+        """
+        if not (shape in (MESSAGES, PAIR) and is_conversation(row, shape)):
+            self._parsed(place, row, shape)
+
     def _encoded(self, alike: list[Any]) -> list[Encoded]:
         """Rows that were all parsed into the same type."""
         if isinstance(alike[0], Rendered):

@@ -15,6 +15,7 @@ from gradacc_dist.data import tokenizer as tokenizers
 from gradacc_dist.data.chat import use_template
 from gradacc_dist.data.mixture import Mixture, Part
 from gradacc_dist.data.sources import Role, Source
+from gradacc_dist.data.stream import Stream, Tokenising
 from gradacc_dist.data.tokens import ROWS_NAMED, Report, prepare
 from gradacc_dist.errors import DataError
 
@@ -27,7 +28,7 @@ class Data:
     """What every rank reads."""
 
     tokenizer: PreTrainedTokenizerBase
-    train: Mixture
+    train: Mixture | Stream
     evaluate: Mixture | None
 
 
@@ -48,10 +49,10 @@ def load_data(config: Config, on_rows: OnRows | None = None) -> Data:
             parts.append(part)
         return Mixture(parts)
 
-    evaluate = config.data.evaluate
+    train, evaluate = config.data.train, config.data.evaluate
     return Data(
         tokenizer,
-        mixture(config.data.train, "train"),
+        _stream(config, tokenizer) if config.data.streaming else mixture(train, "train"),
         None if evaluate is None else mixture(evaluate, "evaluate"),
     )
 
@@ -68,8 +69,20 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 def sources_of(sources: Sources, role: Role) -> list[tuple[Source, float]]:
     """Each source of data.train or data.evaluate, with its weight."""
-    shares = (Share(path=sources),) if isinstance(sources, str) else sources
-    return [(Source(share.path, role), share.weight) for share in shares]
+    return [(Source(share.path, role), share.weight) for share in _shares(sources)]
+
+
+def _stream(config: Config, tokenizer: PreTrainedTokenizerBase) -> Stream:
+    data = config.data
+    sources = [Source(share.path, "train", streaming=True) for share in _shares(data.train)]
+    tokenising = Tokenising(tokenizer, data.supervise, data.max_length, data.on_zero_items)
+    stream = Stream(sources, tokenising)
+    stream.check_beginnings()
+    return stream
+
+
+def _shares(sources: Sources) -> tuple[Share, ...]:
+    return (Share(path=sources),) if isinstance(sources, str) else sources
 
 
 def load_part(

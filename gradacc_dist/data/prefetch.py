@@ -20,8 +20,9 @@ DEPTH = 2
 def prefetched(make: Callable[[Key], Made], keys: Iterable[Key]) -> Iterator[Iterator[Made]]:
     """`make(key)` for each key, in order, up to DEPTH ahead of the consumer.
 
-    An exception of `make` is raised in the consumer, in its place in the order. Leaving the
-    context stops the thread after the item in the making.
+    An exception of `make`, or of `keys`, is raised in the consumer, in its place in the order. The
+    one thread takes a key only after it has made the one before. Leaving the context stops it after
+    the item in the making.
     """
     queue: Queue[Future[Made] | None] = Queue(maxsize=DEPTH)
     stopped = threading.Event()
@@ -35,10 +36,14 @@ def prefetched(make: Callable[[Key], Made], keys: Iterable[Key]) -> Iterator[Ite
                 continue
 
     def work() -> None:
-        for key in keys:
+        # A generator: a StopIteration of `make` is an error there, not the end.
+        made = (make(key) for key in keys)
+        while True:
             future: Future[Made] = Future()
             try:
-                future.set_result(make(key))
+                future.set_result(next(made))
+            except StopIteration:
+                break
             except BaseException as error:  # noqa: BLE001 - carried over to the consumer
                 future.set_exception(error)
             put(future)

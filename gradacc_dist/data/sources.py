@@ -57,13 +57,17 @@ class Files:
 
     files: tuple[DataFile, ...]
     left_out: tuple[str, ...] = ()
+    streaming: bool = False
 
     @property
     def sha256(self) -> str:
-        """Over kinds and bytes, in order; the files' names do not matter."""
+        """Over kinds and bytes, in order; the files' names do not matter.
+
+        Of a stream: over kinds, sizes and first blocks.
+        """
         digest = sha256()
         for file in self.files:
-            for block in file.digests():
+            for block in file.digests(whole=not self.streaming):
                 digest.update(block)
         return digest.hexdigest()
 
@@ -84,12 +88,14 @@ class Source:
       left out; or what `save_to_disk` of `datasets` wrote there, with `:split` if it has splits;
     - otherwise a dataset of the Hugging Face hub: `org/name:split` or `org/name/subset:split`.
 
-    `role` chooses the split where the name does not. Raises DataError, from each of its methods,
-    for what is not there or cannot be read.
+    `role` chooses the split where the name does not. With `streaming` nothing is read or downloaded
+    but what is asked for. Raises DataError, from each of its methods, for what is not there or
+    cannot be read.
     """
 
     name: str
     role: Role
+    streaming: bool = False
 
     def sha256(self) -> str:
         """Stands for the rows: changes whenever they do."""
@@ -115,28 +121,33 @@ class Source:
             return Embedded(self.role)
         path = Path(self.name).expanduser()
         if path.is_dir():
-            return _folder(path, self.name, None, self.role)
+            return self._folder(path, None)
         folder, _, split = self.name.rpartition(":")
         if folder and not path.exists() and Path(folder).expanduser().is_dir():
-            return _folder(Path(folder).expanduser(), self.name, split, self.role)
+            return self._folder(Path(folder).expanduser(), split)
         file = DataFile(path, self.name)
         if path.exists() or file.is_known or not hub.is_name(self.name):
-            return Files((file,))
-        return hub.load(self.name, HUB_SPLITS[self.role])
+            return Files((file,), streaming=self.streaming)
+        load = hub.stream if self.streaming else hub.load
+        return load(self.name, HUB_SPLITS[self.role])
 
-
-def _folder(folder: Path, name: str, split: str | None, role: Role) -> Origin:
-    if hub.is_saved(folder):
-        return hub.load_saved(folder, name, split, HUB_SPLITS[role])
-    if split is not None:
-        raise DataError(f"{name}: is a folder of files, which has no splits; write {folder}")
-    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    shown = (path for path in inside if not any(part.startswith(".") for part in path.parts))
-    files = [DataFile(folder / path, f"{name.rstrip('/')}/{path.as_posix()}") for path in shown]
-    known = tuple(file for file in files if file.is_known)
-    if not known:
-        raise DataError(
-            f"{name}: this folder holds no file to read ({len(files)} of other kinds); "
-            f"legal endings: {', '.join(READERS)}"
-        )
-    return Files(known, tuple(file.shown for file in files if not file.is_known))
+    def _folder(self, folder: Path, split: str | None) -> Origin:
+        if hub.is_saved(folder):
+            default = HUB_SPLITS[self.role]
+            return hub.load_saved(folder, self.name, split, default, whole=not self.streaming)
+        if split is not None:
+            raise DataError(
+                f"{self.name}: is a folder of files, which has no splits; write {folder}"
+            )
+        inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        paths = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+        shown = self.name.rstrip("/")
+        files = [DataFile(folder / path, f"{shown}/{path.as_posix()}") for path in paths]
+        known = tuple(file for file in files if file.is_known)
+        if not known:
+            raise DataError(
+                f"{self.name}: this folder holds no file to read ({len(files)} of other kinds); "
+                f"legal endings: {', '.join(READERS)}"
+            )
+        left_out = tuple(file.shown for file in files if not file.is_known)
+        return Files(known, left_out, self.streaming)

@@ -50,10 +50,15 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised sample. `input_ids`, `labels`: (length,) int32; labels before any shift."""
+    """One tokenised sample. `input_ids`, `labels`: (length,) int32; labels before any shift.
+
+    `num_lost_tokens`: cut off by max_length as it was read; what was cut when the data was indexed
+    is in that index's report.
+    """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
+    num_lost_tokens: int = 0
 
 
 @dataclass
@@ -99,8 +104,16 @@ class Report:
         self.num_rows += 1
 
 
-class Examples(Protocol):
-    """Tokenised examples by id, from 0. `lengths`, `items`: (examples,) int64."""
+class ById(Protocol):
+    """Tokenised examples that are found by their ids."""
+
+    def examples(self, ids: Ids) -> list[Example]:
+        """The examples of these ids, in this order."""
+        ...
+
+
+class Examples(ById, Protocol):
+    """All examples, with ids from 0. `lengths`, `items`: (examples,) int64."""
 
     sha256: str
     lengths: NDArray[np.int64]
@@ -108,10 +121,6 @@ class Examples(Protocol):
 
     def __len__(self) -> int:
         """Number of examples."""
-        ...
-
-    def examples(self, ids: Ids) -> list[Example]:
-        """The examples of these ids, in this order."""
         ...
 
 

@@ -82,6 +82,11 @@ class TrainRecord:
     """input_tokens / seconds."""
     skipped: str | None
     """Why the optimizer did not step (`zero_items`, `non_finite`); None when it did."""
+    truncated_examples: int = 0
+    """Examples of this window cut to data.max_length as they were streamed; indexed data is cut,
+    and counted, before the run."""
+    truncated_tokens: int = 0
+    """Tokens that these lost."""
 
 
 @dataclass(frozen=True, kw_only=True)

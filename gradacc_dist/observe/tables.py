@@ -48,6 +48,9 @@ def _train_rows(train: list[TrainRecord]) -> dict[str, str]:
     tokens_per_second = _ratio(input_tokens, sum(record.seconds for record in train))
     padding = 1 - _ratio(input_tokens, padded_tokens)
     label = comparison_label(last.denominator)
+    cut_examples = sum(record.truncated_examples for record in train)
+    cut_tokens = sum(record.truncated_tokens for record in train)
+    cut = f"{cut_examples:,} examples lost {cut_tokens:,} tokens to data.max_length"
     return {
         **({"denominator": label} if label else {}),
         "steps": f"{len(train):,}",
@@ -55,6 +58,7 @@ def _train_rows(train: list[TrainRecord]) -> dict[str, str]:
         "examples seen": f"{last.examples_seen:,}",
         "epochs begun": f"{last.epoch + 1:,}",
         "supervised tokens": f"{sum(record.supervised_tokens for record in train):,}",
+        **({"truncated": cut} if cut_examples else {}),
         "train loss": _first_to_last([record.loss for record in train]),
         "tokens/s": f"{tokens_per_second:,.0f}",
         "padding": "NaN" if math.isnan(padding) else f"{padding:.1%}",

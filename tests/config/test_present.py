@@ -80,8 +80,17 @@ def as_rules_want_it(config: Config, model: dict[str, object]) -> Config:
         schedule = schedule.model_copy(update={"steps": None})
     only_fsdp2 = dict.fromkeys(FSDP2_FIELDS)
     engine = config.engine.model_copy(update={"name": "auto", **only_fsdp2})
+    data = config.data
+    if schedule.epochs is not None or not isinstance(data.train, str):
+        data = data.model_copy(update={"streaming": False})
     chosen = config.model.model_copy(update=model)
-    update = {"window": window, "schedule": schedule, "engine": engine, "model": chosen}
+    update = {
+        "data": data,
+        "window": window,
+        "schedule": schedule,
+        "engine": engine,
+        "model": chosen,
+    }
     return config.model_copy(update=update)
 
 

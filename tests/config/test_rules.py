@@ -40,6 +40,14 @@ def messages(environ=None, **sections) -> list[str]:
             {"schedule": {"steps": 8, "epochs": 2}},
             ["schedule.steps: 8 (at", "schedule.epochs: 2.0 (at", "set the other to null"],
         ),
+        (
+            {"data": {"streaming": True}, "schedule": {"epochs": 2}},
+            ["schedule.epochs: 2.0 (at", "data.streaming: true (at", "set schedule.steps"],
+        ),
+        (
+            {"data": {"streaming": True, "train": [{"path": "a"}, {"path": "b", "weight": 0.5}]}},
+            ["data.train (at", "weights 1, 0.5", "streaming: true (at", "leave the weights out"],
+        ),
         ({"engine": {"name": "ddp"}}, ["ddp (at engine.name)", "unset", "accelerate launch --mul"]),
         (
             {"engine": {"offload": True}},
@@ -65,6 +73,7 @@ def test_fields_that_conflict(sections, expected):
         {"schedule": {"steps": 5, "warmup_steps": 5}},
         {"schedule": {"epochs": 2, "warmup_steps": 5000}},
         {"window": {"supervised_tokens": 900}},
+        {"data": {"streaming": True, "train": [{"path": "a"}, {"path": "b"}]}},
         {"engine": {"name": "single"}},
         {"engine": {"name": "fsdp2", "wrap": [], "offload": True, "reduce": "window"}},
     ],

@@ -27,6 +27,17 @@ def test_an_error_comes_in_its_place():
             next(made)
 
 
+def test_an_error_of_the_keys_comes_in_its_place():
+    def keys():
+        yield 1
+        raise ZeroDivisionError
+
+    with prefetched(str, keys()) as made:
+        assert next(made) == "1"
+        with pytest.raises(ZeroDivisionError):
+            next(made)
+
+
 def test_works_ahead_but_not_far():
     started: list[int] = []
     ahead = threading.Event()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.config.schema import Optimizer
 from gradacc_dist.data.order import Order, Window
-from gradacc_dist.data.tokens import Example
+from gradacc_dist.data.tokens import ById, Example
 from gradacc_dist.denominator import Denominator
 from gradacc_dist.engines import Engine, build_engine
 from gradacc_dist.objectives.causal_lm import CausalLM
@@ -67,13 +67,26 @@ def run_case(
     compute: str = "fp32",
 ) -> Trace:
     """Train on every window with SGD. Collective; every rank returns whole tensors."""
+    tokens = ListedTokens(case.examples())
+    return run_windows(world, case, tokens, case_windows(case), micro_batch, mode, config, compute)
+
+
+def run_windows(
+    world: World,
+    case: Case,
+    tokens: ById,
+    windows: Iterable[Window],
+    micro_batch: int,
+    mode: str = "window",
+    config: EngineConfig = AUTO,
+    compute: str = "fp32",
+) -> Trace:
+    """Train the case's model on these windows of these tokens. Collective."""
     built = build(world, case, config, compute)
     objective = built.module.objective
-    assembler = Assembler(
-        ListedTokens(case.examples()), objective, micro_batch, world.rank, world.ranks, "test"
-    )
+    assembler = Assembler(tokens, objective, micro_batch, world.rank, world.ranks, "test")
     trace = Trace([], [], [], {})
-    for local, agreement in agreed_windows(case_windows(case), assembler, world):
+    for local, agreement in agreed_windows(windows, assembler, world):
         denominator = Denominator(mode, agreement, local.num_micro_batches)
         loss = accumulate(built, local, denominator, case.seed, world)
         trace.gradients.append(built.gradients())
