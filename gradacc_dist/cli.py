@@ -23,18 +23,26 @@ def run_command(
     try:
         command = parse_command_line(sys.argv[1:] if argv is None else argv)
         if command.help:
-            print(help_text(f"python -m {module}", purpose))
+            _show(help_text(f"python -m {module}", purpose))
             return 0
         resolved = load(command.path, command.flags)
         if command.check:
             if os.environ.get("RANK", "0") == "0":
-                print(table(resolved))
+                _show(table(resolved))
             return 0
         work(resolved)
     except GradaccError as error:
         _report(error)
         return error.exit_code
     return 0
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Who reads (`| head`) has seen enough; Python would say so once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: GradaccError) -> None:

@@ -57,7 +57,7 @@ def train(resolved: Resolved) -> None:
             observer.start(start_rows(config, data.train, num_steps, engine, world))
             train_windows(config, data, order, num_steps, engine, observer, world)
             if config.checkpoint.save_model:
-                save_model(engine, data.tokenizer, config.run.output_dir / "model", world)
+                save_model(engine, data.tokenizer, config.run.folder / "model", world)
             observer.end()
     # After the ranks have parted: the others need not wait for it.
     if world.is_main and config.checkpoint.save_model:
@@ -77,17 +77,18 @@ def claim_output_dir(resolved: Resolved, world: World) -> None:
 
 def _replace_output_dir(resolved: Resolved) -> None:
     run = resolved.config.run
-    with DiskError.naming(run.output_dir):
-        if (run.output_dir / "ledger.jsonl").exists() and not run.overwrite:
+    folder = run.folder
+    with DiskError.naming(folder):
+        if (folder / "ledger.jsonl").exists() and not run.overwrite:
             raise ConfigError(
-                f"run.output_dir: {run.output_dir} holds an earlier run; choose another folder, or "
-                "set --run.overwrite true to replace it"
+                f"run.output_dir: {folder} holds an earlier run; choose another folder, or set "
+                "--run.overwrite true to replace it"
             )
-        run.output_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in ("ledger.jsonl", "loss.png"):
-            (run.output_dir / name).unlink(missing_ok=True)
-        shutil.rmtree(run.output_dir / "model", ignore_errors=True)
-        (run.output_dir / "config.resolved.yaml").write_text(dump(resolved))
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        (folder / "config.resolved.yaml").write_text(dump(resolved))
 
 
 def make_engine(config: Config, data: Data, world: World) -> Engine:
@@ -205,7 +206,7 @@ def show_sample(config: Config, data: Data, observer: Observer) -> None:
         prompt_ids = prompt_of(data.evaluate.examples(np.array([0]))[0])
         prompt_ids = prompt_ids[: max(1, config.data.max_length - num_tokens)]
         if prompt_ids:
-            folder = config.run.output_dir / "model"
+            folder = config.run.folder / "model"
             observer.sample(*continuation(folder, prompt_ids, num_tokens))
 
 

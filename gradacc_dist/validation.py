@@ -163,7 +163,7 @@ def show_samples(console: Console, train: Split, tokenizer: PreTrainedTokenizerB
 def show_figure(console: Console, config: Config, splits: list[Split]) -> None:
     """Draw validate.png, which is all that this leaves in the run's folder."""
     if splits:
-        out = config.run.output_dir / FIGURE
+        out = config.run.folder / FIGURE
         lengths = {f"data.{split.role}": split.lengths for split in splits}
         items = {f"data.{split.role}": split.items for split in splits}
         data_figure(lengths, items, config.data.max_length, out)

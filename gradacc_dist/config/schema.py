@@ -52,6 +52,11 @@ class Run(Section):
         False, description="Replace an earlier run found in output_dir instead of refusing."
     )
 
+    @property
+    def folder(self) -> Path:
+        """output_dir, with ~ as the user's home."""
+        return self.output_dir.expanduser()
+
 
 class Model(Section):
     """The model and its tokenizer: `path` to start from weights, or `config` to start anew."""

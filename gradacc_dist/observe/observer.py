@@ -26,7 +26,7 @@ class Observer:
         self._num_steps = num_steps
         self._enabled = enabled
         self._console = Console()
-        self._folder = config.run.output_dir
+        self._folder = config.run.folder
         self._ledger_path = self._folder / "ledger.jsonl"
         self._started = time.perf_counter()
         self._open = ExitStack()
