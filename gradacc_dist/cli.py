@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from gradacc_dist.config import Resolved, help_text, load, parse_command_line, table
 from gradacc_dist.errors import GradaccError
 
-LINGER_SECONDS = 2.0
+# Ranks that start together on a busy machine reach the same line seconds apart.
+LINGER_SECONDS = 10.0
 
 
 def run_command(
