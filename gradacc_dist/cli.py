@@ -6,9 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from gradacc_dist.config import Resolved, help_text, load, parse_command_line, table
+from gradacc_dist.config.flags import parse_command_line
 from gradacc_dist.errors import GradaccError
+
+if TYPE_CHECKING:
+    from gradacc_dist.config.resolved import Resolved
 
 # Ranks that start together on a busy machine reach the same line seconds apart.
 LINGER_SECONDS = 10.0
@@ -24,11 +28,18 @@ def run_command(
     try:
         command = parse_command_line(sys.argv[1:] if argv is None else argv)
         if command.help:
+            from gradacc_dist.config.help import help_text
+
             _show(help_text(f"python -m {module}", purpose))
             return 0
+        # Here, because help needs nothing that reads files, and is asked for most often.
+        from gradacc_dist.config.load import load
+
         resolved = load(command.path, command.flags)
         if command.check:
             if os.environ.get("RANK", "0") == "0":
+                from gradacc_dist.config.present import table
+
                 _show(table(resolved))
             return 0
         work(resolved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradacc_dist.agreement import Agreement
-from gradacc_dist.config import Config
+from gradacc_dist.config.schema import Config
 from gradacc_dist.data.mixture import Mixture
 from gradacc_dist.data.stream import Stream
 from gradacc_dist.engines import Engine

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gradacc_dist.cli import run_command
-from gradacc_dist.config import Resolved
+
+if TYPE_CHECKING:
+    from gradacc_dist.config.resolved import Resolved
 
 PURPOSE = "Train a language model with the gradients of one large batch, on any number of ranks."
 

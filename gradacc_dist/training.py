@@ -13,7 +13,9 @@ import transformers
 from gradacc_dist import __version__
 from gradacc_dist.agreement import agree_on_run
 from gradacc_dist.checkpoint.export import continuation, save_model
-from gradacc_dist.config import Config, Resolved, dump, fingerprint
+from gradacc_dist.config.present import dump
+from gradacc_dist.config.resolved import Resolved, fingerprint
+from gradacc_dist.config.schema import Config
 from gradacc_dist.data.load import Data, load_data
 from gradacc_dist.data.mixture import Mixture
 from gradacc_dist.data.order import Order

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gradacc_dist.cli import run_command
-from gradacc_dist.config import Resolved
+
+if TYPE_CHECKING:
+    from gradacc_dist.config.resolved import Resolved
 
 PURPOSE = "Say what a run's data holds and what is wrong with it, without training."
 

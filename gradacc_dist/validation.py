@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from gradacc_dist.config import Config
+from gradacc_dist.config.schema import Config
 from gradacc_dist.data.examine import (
     Keys,
     Repeats,

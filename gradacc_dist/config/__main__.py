@@ -6,7 +6,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from gradacc_dist.config import Config, load, parse_command_line, print_table
+from gradacc_dist.config.flags import parse_command_line
+from gradacc_dist.config.load import load
+from gradacc_dist.config.present import print_table
+from gradacc_dist.config.schema import Config
 from gradacc_dist.errors import ConfigError
 
 USAGE = "usage: python -m gradacc_dist.config schema | show [--config FILE] [--section.field VALUE]"

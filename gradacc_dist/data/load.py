@@ -9,8 +9,7 @@ from typing import TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from gradacc_dist.config import Config
-from gradacc_dist.config.schema import Share, Sources
+from gradacc_dist.config.schema import Config, Share, Sources
 from gradacc_dist.data import tokenizer as tokenizers
 from gradacc_dist.data.chat import use_template
 from gradacc_dist.data.mixture import Mixture, Part

@@ -11,7 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from gradacc_dist.config import Config
+from gradacc_dist.config.schema import Config
 from gradacc_dist.observe.figures import loss_figure
 from gradacc_dist.observe.ledger import EvalRecord, Ledger, TrainRecord, comparison_label
 from gradacc_dist.observe.progress import Progress

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gradacc_dist.config import load
+from gradacc_dist.config.load import load
 from gradacc_dist.errors import ConfigError
 
 SOUND = "model: {path: x}\n"  # line 1 of every file, so that what is broken starts at line 2

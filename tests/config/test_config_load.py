@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gradacc_dist.config import Config, leaves, load
 from gradacc_dist.config.fields import fields
-from gradacc_dist.config.schema import Share
+from gradacc_dist.config.load import load
+from gradacc_dist.config.resolved import leaves
+from gradacc_dist.config.schema import Config, Share
 
 SOUND = "model: {path: x}\n"
 
@@ -152,7 +153,8 @@ def test_every_field_of_the_schema_is_described():
 def test_neither_torch_nor_numpy_is_imported():
     """C3: --help and --check answer at once."""
     code = (
-        "import sys, gradacc_dist.config as c; c.help_text('p', 'q'); c.table(c.load(None, []));"
+        "import sys; from gradacc_dist.config import help, load, present;"
+        "help.help_text('p', 'q'); present.table(load.load(None, []));"
         "print(sorted({'torch', 'numpy', 'rich', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gradacc_dist.config import CommandLine, load, parse_command_line
-from gradacc_dist.config.flags import Flag, split
+from gradacc_dist.config.flags import CommandLine, Flag, parse_command_line, split
+from gradacc_dist.config.load import load
 from gradacc_dist.config.schema import Share
 from gradacc_dist.errors import ConfigError
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gradacc_dist.config import load
 from gradacc_dist.config.fields import accepts, fields
 from gradacc_dist.config.foreign import FOREIGN
+from gradacc_dist.config.load import load
 from gradacc_dist.errors import ConfigError
 
 

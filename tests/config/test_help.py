@@ -1,8 +1,7 @@
 """The text of --help: every field, in 100 columns (C3)."""
 
-from gradacc_dist.config import help_text
 from gradacc_dist.config.fields import fields, sections
-from gradacc_dist.config.help import WIDTH
+from gradacc_dist.config.help import WIDTH, help_text
 
 
 def test_every_section_and_field_is_there():

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from gradacc_dist.config import Config, Resolved, dump, leaves, load, print_table, rich_table, table
 from gradacc_dist.config.engine import FSDP2_FIELDS
 from gradacc_dist.config.fields import Field, Kind, fields, nested
 from gradacc_dist.config.inline import inline
+from gradacc_dist.config.load import load
+from gradacc_dist.config.present import dump, print_table, rich_table, table
+from gradacc_dist.config.resolved import Resolved, leaves
+from gradacc_dist.config.schema import Config
 
 
 def resolved(config: Config) -> Resolved:

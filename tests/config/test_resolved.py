@@ -2,8 +2,9 @@
 
 import pytest
 
-from gradacc_dist.config import Config, fingerprint
 from gradacc_dist.config.fields import fields, nested
+from gradacc_dist.config.resolved import fingerprint
+from gradacc_dist.config.schema import Config
 
 # Folders, and what is only shown. Spelled out: a field that leaves the fingerprint is a decision.
 WITHOUT_EFFECT = {

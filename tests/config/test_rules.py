@@ -2,8 +2,10 @@
 
 import pytest
 
-from gradacc_dist.config import Config, Resolved, leaves, load
+from gradacc_dist.config.load import load
+from gradacc_dist.config.resolved import Resolved, leaves
 from gradacc_dist.config.rules import conflicts
+from gradacc_dist.config.schema import Config
 from gradacc_dist.errors import ConfigError
 
 LLAMA = {"model_type": "llama"}

@@ -9,8 +9,8 @@ import pytest
 from chat_templates import CHATML, SPECIAL, unmarked
 from writing import arrow_stream, gzipped, json_array, json_lines, parquet
 
-from gradacc_dist.config import Config
 from gradacc_dist.config.fields import nested
+from gradacc_dist.config.schema import Config
 from gradacc_dist.data import load
 from gradacc_dist.errors import DataError
 

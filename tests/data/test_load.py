@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from writing import json_lines
 
-from gradacc_dist.config import Config
+from gradacc_dist.config.schema import Config
 from gradacc_dist.data.load import load_data
 from gradacc_dist.errors import DataError
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import WRITERS, json_lines
 
-from gradacc_dist.config import Config
+from gradacc_dist.config.schema import Config
 from gradacc_dist.data.load import load_data
 from gradacc_dist.data.order import Order
 from gradacc_dist.data.sources import Source
