@@ -75,10 +75,7 @@ class World:
 
     def share_text(self, text: str) -> list[str]:
         """Every rank's text, by rank. Collective, for once in a run; on the main thread only."""
-        texts = [text] * self.ranks
-        if self.agreement_group is not None:
-            dist.all_gather_object(texts, text, group=self.agreement_group)
-        return texts
+        return _gathered(text, self.ranks, self.agreement_group)
 
     @contextmanager
     def main_alone(self) -> Iterator[None]:
@@ -134,7 +131,7 @@ def start(timeout_seconds: float, environ: Mapping[str, str] = os.environ) -> It
             rank=accelerator.process_index,
             ranks=ranks,
             device=accelerator.device,
-            hostnames=_hostnames(group, ranks),
+            hostnames=tuple(_gathered(socket.gethostname(), ranks, group)),
             accelerator=accelerator,
             agreement_group=group,
         )
@@ -143,8 +140,8 @@ def start(timeout_seconds: float, environ: Mapping[str, str] = os.environ) -> It
             dist.destroy_process_group()
 
 
-def _hostnames(group: dist.ProcessGroup | None, ranks: int) -> tuple[str, ...]:
-    names = [socket.gethostname()] * ranks
+def _gathered(text: str, ranks: int, group: dist.ProcessGroup | None) -> list[str]:
+    texts = [text] * ranks
     if group is not None:
-        dist.all_gather_object(names, socket.gethostname(), group=group)
-    return tuple(names)
+        dist.all_gather_object(texts, text, group=group)
+    return texts
