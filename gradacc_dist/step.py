@@ -77,8 +77,9 @@ def train_step(
     else:
         update = engine.update(learning_rate, settings.max_grad_norm)
         grad_norm = update.grad_norm
-        if update.applied:
-            return StepOutcome(window_loss, grad_norm)
+        # A loss scale that was too high mends itself: no reason to stop.
+        if update.skipped != "non_finite":
+            return StepOutcome(window_loss, grad_norm, update.skipped)
     error = None
     if settings.on_non_finite == "error":
         error = _non_finite(local, window_loss, grad_norm, world)

@@ -104,7 +104,7 @@ def make_engine(config: Config, data: Data, world: World) -> Engine:
         ObjectiveModule(model, CausalLM()),
         lambda module: build_optimizer(config.optimizer, module),
         world,
-        config.precision.compute,
+        config.precision,
     )
 
 

@@ -107,16 +107,17 @@ def start(timeout_seconds: float, environ: Mapping[str, str] = os.environ) -> It
     otherwise train that many unconnected copies.
     """
     timeout = timedelta(seconds=timeout_seconds)
-    accelerator = Accelerator(
-        # Without this, accelerate on a machine without GPU connects no ranks and says nothing.
-        cpu=not torch.cuda.is_available(),
-        # Precision is ours (config section `precision`); accelerate's own autocast stays off.
-        mixed_precision="no",
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timeout),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-        ],
-    )
+    with _without_deepspeed():
+        accelerator = Accelerator(
+            # Without this, accelerate without GPU connects no ranks and says nothing.
+            cpu=not torch.cuda.is_available(),
+            # Precision is ours (config section `precision`); accelerate's own autocast stays off.
+            mixed_precision="no",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timeout),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
+        )
     promised = int(environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != promised:
         raise ConfigError(
@@ -138,6 +139,30 @@ def start(timeout_seconds: float, environ: Mapping[str, str] = os.environ) -> It
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _without_deepspeed() -> Iterator[None]:
+    """DeepSpeed's engine is ours to start: accelerate would connect the ranks by DeepSpeed, and
+    wrap it in a loop of its own that clips and steps inside backward."""
+    switch = "ACCELERATE_USE_DEEPSPEED"
+    asked = os.environ.pop(switch, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[switch] = asked
+
+
+def form_group_alone(device: torch.device) -> None:
+    """A process group of this process, for an engine that needs one where no launcher made any."""
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+        )
 
 
 def _gathered(text: str, ranks: int, group: dist.ProcessGroup | None) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gradacc_dist.config.deepspeed import DeepSpeed, asked_for
 from gradacc_dist.config.launcher import asks_for_fsdp, fsdp_wishes
 from gradacc_dist.config.schema import Engine
 
@@ -30,22 +31,35 @@ class Sharding:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine that runs. `reason`: why this one. `reduces_once`: per window, not micro-batch."""
+    """The engine that runs. `reason`: why this one. `reduces_once`: per window, not micro-batch.
+
+    `sharding` is of FSDP2, `deepspeed` of DeepSpeed.
+    """
 
     name: str
     reason: str
     reduces_once: bool
     sharding: Sharding
+    deepspeed: DeepSpeed | None
 
 
 def choose_engine(config: Engine, environ: Mapping[str, str], ranks: int) -> EngineChoice:
     """What `config` amounts to on `ranks` ranks, where the rules found no conflict."""
-    name, reason = _name(config, environ, ranks)
-    once = name != "fsdp2" if config.reduce == "auto" else config.reduce == "window"
-    return EngineChoice(name, reason, once, _sharding(config, environ))
+    deepspeed = asked_for(config, environ)
+    name, reason = _name(config, environ, ranks, deepspeed)
+    once = config.reduce == "window"
+    if config.reduce == "auto":
+        # Where gradients are sharded, whole ones for a window would cost the memory that it saves.
+        is_sharded = name == "fsdp2" or (deepspeed is not None and deepspeed.stage in (2, 3))
+        once = not is_sharded
+    return EngineChoice(name, reason, once, _sharding(config, environ), deepspeed)
 
 
-def _name(config: Engine, environ: Mapping[str, str], ranks: int) -> tuple[str, str]:
+def _name(
+    config: Engine, environ: Mapping[str, str], ranks: int, deepspeed: DeepSpeed | None
+) -> tuple[str, str]:
+    if deepspeed is not None:
+        return "deepspeed", f"{deepspeed.at} asks for it ({deepspeed.source})"
     if config.name != "auto":
         return config.name, "engine.name asks for it"
     if asks_for_fsdp(environ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from gradacc_dist.config.deepspeed_rules import DEEPSPEED_RULES
 from gradacc_dist.config.engine import FSDP2_FIELDS, choose_engine
 from gradacc_dist.config.fields import fields
 from gradacc_dist.config.inline import inline
@@ -42,24 +43,31 @@ def several_ranks(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Co
 
 def launcher_engine(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
     """The engine that accelerate was launched for is the one that runs."""
-    legal = fields()["engine.name"].choices()
     for variable, engine in ENGINE_VARIABLES.items():
         if not is_on(environ, variable):
             continue
-        if engine != "FSDP":
+        ours = {"FSDP": "fsdp2", "DeepSpeed": "deepspeed"}.get(engine)
+        if ours is None:
+            legal = ", ".join(fields()["engine.name"].choices())
             message = (
-                f"accelerate launch asks for {engine}, but there is no such engine yet: "
-                f"engine.name can be {', '.join(legal)}; launch with `{LAUNCH} N` "
-                "(distributed_type: MULTI_GPU in accelerate's YAML)"
+                f"accelerate launch asks for {engine}, but there is no such engine: engine.name "
+                f"can be {legal}; launch with `{LAUNCH} N` (distributed_type: MULTI_GPU in "
+                "accelerate's YAML)"
             )
             yield Conflict(variable, message, ("engine.name",))
-        elif resolved.config.engine.name not in ("auto", "fsdp2"):
+        elif resolved.config.engine.name not in ("auto", ours):
             message = (
-                f"accelerate launch asks for FSDP, but {said(resolved, 'engine.name')}; set "
-                f"engine.name: auto or fsdp2, or launch with `{LAUNCH} N` (distributed_type: "
+                f"accelerate launch asks for {engine}, but {said(resolved, 'engine.name')}; set "
+                f"engine.name: auto or {ours}, or launch with `{LAUNCH} N` (distributed_type: "
                 "MULTI_GPU in accelerate's YAML)"
             )
             yield Conflict(variable, message, ("engine.name",))
+        elif ours == "fsdp2" and resolved.config.engine.deepspeed is not None:
+            message = (
+                f"accelerate launch asks for {engine}, but {said(resolved, 'engine.deepspeed')}; "
+                f"set it to null, or launch with `{LAUNCH} N`"
+            )
+            yield Conflict(variable, message, ("engine.deepspeed",))
 
 
 def fsdp_version(_resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
@@ -147,4 +155,5 @@ ENGINE_RULES: tuple[Rule, ...] = (
     fsdp_wish,
     fsdp_only,
     whole_replicas,
+    *DEEPSPEED_RULES,
 )

@@ -168,7 +168,7 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "dataset_path": renamed("data.train"),
         "datasets": replaced("data.train", "one source, or [{path: ..., weight: ...}, ...]"),
         "ddp_timeout": renamed("engine.timeout_seconds"),
-        "deepspeed": other_engine,
+        "deepspeed": renamed("engine.deepspeed"),
         "eval_batch_size": EVALUATION_BATCH,
         "eval_dataset": renamed("data.evaluate"),
         "eval_steps": renamed("evaluate.every_steps"),

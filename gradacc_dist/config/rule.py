@@ -36,3 +36,11 @@ def count(environ: Mapping[str, str], variable: str) -> int:
     """A count from the environment; 1 where it is unset or, like DeepSpeed's `auto`, no number."""
     text = environ.get(variable, "")
     return int(text) if text.isdecimal() else 1
+
+
+def turns(resolved: Resolved, ranks: int) -> int | None:
+    """Micro-batches that each of `ranks` accumulates; None where windows differ in examples."""
+    window = resolved.config.window.examples
+    if window is None:
+        return None
+    return -(-window // (resolved.config.micro_batch.examples * ranks))

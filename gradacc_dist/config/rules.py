@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from gradacc_dist.config.engine_rules import ENGINE_RULES
 from gradacc_dist.config.fields import fields, shown
 from gradacc_dist.config.resolved import Resolved
-from gradacc_dist.config.rule import Conflict, Rule, count, said, value
+from gradacc_dist.config.rule import Conflict, Rule, count, said, turns, value
 
 
 def one_model(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
@@ -129,11 +129,10 @@ def mixed_precision(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[
 def accumulation(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
     """The window and the micro-batch already say how much is accumulated."""
     variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-    steps = count(environ, variable)
-    if steps > 1:
+    steps, ranks = count(environ, variable), count(environ, "WORLD_SIZE")
+    if steps not in (1, turns(resolved, ranks)):
         names = ("window.examples", "micro_batch.examples")
         per_rank = steps * resolved.config.micro_batch.examples
-        ranks = count(environ, "WORLD_SIZE")
         message = (
             f"accelerate launch asks for {steps} accumulation steps, but accumulation is derived: "
             f"{said(resolved, names[0])} / ({ranks} ranks x {said(resolved, names[1])}); launch "

@@ -240,25 +240,36 @@ class Schedule(Section):
 class Precision(Section):
     """Number formats."""
 
-    compute: Literal["fp32", "fp64", "bf16"] = Field(
+    compute: Literal["fp32", "fp64", "bf16", "fp16"] = Field(
         "fp32",
-        description="Format of the model's arithmetic; bf16 keeps weights, gradients, reductions "
-        "and losses in fp32.",
+        description="Format of the model's arithmetic; bf16 and fp16 keep weights, gradients, "
+        "reductions and losses in fp32; fp16 scales the loss so that gradients do not vanish.",
+    )
+    accumulate: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Format in which DeepSpeed accumulates gradients over a window when compute is "
+        "bf16; bf16 takes half the memory and rounds every sum. Otherwise as wide as the weights.",
     )
 
 
 class Engine(Section):
     """How ranks share the work; changes speed and memory, never the result."""
 
-    name: Literal["auto", "single", "ddp", "fsdp2"] = Field(
+    name: Literal["auto", "single", "ddp", "fsdp2", "deepspeed"] = Field(
         "auto",
-        description="`auto`: what accelerate launch asks for; else single for one rank, DDP for "
-        "several.",
+        description="`auto`: DeepSpeed when engine.deepspeed is set, else what accelerate launch "
+        "asks for; else single for one rank, DDP for several.",
+    )
+    deepspeed: Path | None = Field(
+        None,
+        description="DeepSpeed's JSON: ZeRO stage, offload, buckets. What this configuration "
+        "decides (batch sizes, clipping, precision) is left out there or \"auto\".",
     )
     reduce: Literal["auto", "window", "micro_batch"] = Field(
         "auto",
         description="Reduce gradients once per window (less traffic) or per micro-batch (less "
-        "memory when sharded); auto: window for DDP, micro_batch for FSDP2.",
+        "memory when sharded); auto: window for DDP, ZeRO-0 and -1, micro_batch for FSDP2, ZeRO-2 "
+        "and -3.",
     )
     replicas: PositiveInt | None = Field(
         None,

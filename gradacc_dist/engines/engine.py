@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,12 +18,13 @@ from gradacc_dist.objectives.terms import ObjectiveModule
 class Update:
     """What became of a window's gradients.
 
-    `grad_norm`: global L2 norm before clipping, the same on every rank. `applied` is false when it
-    is not finite: the weights and the optimizer's state then are as before.
+    `grad_norm`: global L2 norm before clipping, the same on every rank. `skipped`: None after a
+    step; where the norm is not finite, the weights and the optimizer's state are as before, and
+    `loss_scale` says that float16 overflowed and the next window is tried at a lower scale.
     """
 
     grad_norm: float
-    applied: bool
+    skipped: Literal["non_finite", "loss_scale"] | None
 
 
 class Engine(ABC):
@@ -43,6 +45,11 @@ class Engine(ABC):
     """Gradients travel once a window; otherwise in each micro-batch."""
     extra_memory_bytes: int = 0
     """What reducing once a window costs each rank over reducing in each micro-batch."""
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The factor that float16 puts on the next loss; None in other formats."""
+        return None
 
     @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -26,10 +25,12 @@ from torch.distributed.tensor import DTensor
 from gradacc_dist.config.engine import Sharding
 from gradacc_dist.data.batch import MicroBatch
 from gradacc_dist.engines.engine import Engine, Update
+from gradacc_dist.engines.loss_scale import LossScale
 from gradacc_dist.engines.update import clip_and_step, square_sum
+from gradacc_dist.engines.weights import take_weights_of_rank_0
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.terms import ObjectiveModule
-from gradacc_dist.world import World
+from gradacc_dist.world import World, form_group_alone
 
 SHARD = "shard"
 
@@ -48,7 +49,7 @@ def shard(
     of `sharding.wrap` is not in the model.
     """
     blocks = _blocks(module.model, sharding.wrap)
-    _take_weights_of_rank_0(module, world)
+    take_weights_of_rank_0(module, world)
     mesh = _mesh(sharding.replicas, world, timedelta(seconds=timeout_seconds))
     precision = MixedPrecisionPolicy(
         param_dtype=compute, reduce_dtype=torch.float32 if compute is not None else None
@@ -87,10 +88,12 @@ class FSDP2Engine(Engine):
         *,
         reduces_once: bool,
         keeps_weights: bool,
+        loss_scale: LossScale | None = None,
     ) -> None:
         assert isinstance(module, FSDPModule)
         self.reduces_once = reduces_once
         self._keeps_weights = keeps_weights
+        self._loss_scale = loss_scale
         self._root: FSDPModule = module
         self._module = module
         self._group = mesh.get_group(SHARD)
@@ -106,12 +109,19 @@ class FSDP2Engine(Engine):
         """The module itself: sharding replaces no module."""
         return self._module
 
+    @property
+    def loss_scale(self) -> float | None:
+        """See Engine."""
+        return self._loss_scale.value if self._loss_scale else None
+
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Tell the shards what to do after this backward."""
         self._root.set_requires_gradient_sync(last or not self.reduces_once)
         self._root.set_reshard_after_backward(last or not self._keeps_weights)
         yield
+        if last and self._loss_scale is not None:
+            self._loss_scale.remove([shard for _, shard in self.local_gradients()])
 
     def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Gathers each block's weights in turn. Collective."""
@@ -119,7 +129,7 @@ class FSDP2Engine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """Gathers weights again and reduces gradients. Collective."""
-        loss.backward()
+        (loss * (self.loss_scale or 1)).backward()
 
     def gradients(self) -> dict[str, Tensor]:
         """Gathered on every rank, on the device."""
@@ -141,7 +151,12 @@ class FSDP2Engine(Engine):
         # Over the ranks that share a model; replicas hold the same gradients already.
         dist.all_reduce(square, group=self._group)
         update = clip_and_step(
-            self._optimizer, self._parameters, square.sqrt(), learning_rate, max_grad_norm
+            self._optimizer,
+            self._parameters,
+            square.sqrt(),
+            learning_rate,
+            max_grad_norm,
+            self._loss_scale,
         )
         self.discard()
         return update
@@ -200,24 +215,9 @@ def _blocks(model: nn.Module, wrap: Sequence[str] | None) -> list[nn.Module]:
     return [inside for inside in model.modules() if type(inside).__name__ in wanted]
 
 
-def _take_weights_of_rank_0(module: nn.Module, world: World) -> None:
-    """As DDP does: shards of unlike models would make one that nobody had. Collective."""
-    for value in chain(module.parameters(), module.buffers()) if world.ranks > 1 else ():
-        moved = value.detach().to(world.device)
-        dist.broadcast(moved, src=0)
-        value.detach().copy_(moved)
-
-
 def _mesh(replicas: int, world: World, timeout: timedelta) -> DeviceMesh:
     """Ranks as (replicas, shards), or as one row of shards. Neighbours share a model."""
-    if not dist.is_initialized():
-        # One process without a launcher.
-        dist.init_process_group(
-            "nccl" if world.device.type == "cuda" else "gloo",
-            store=dist.HashStore(),  # type: ignore[attr-defined]
-            rank=0,
-            world_size=1,
-        )
+    form_group_alone(world.device)
     kind = world.device.type
     if replicas == 1:
         everyone = dist.group.WORLD

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradacc_dist.data.batch import MicroBatch
 from gradacc_dist.engines.engine import Engine, Update
+from gradacc_dist.engines.loss_scale import LossScale
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.terms import ObjectiveModule
@@ -66,10 +67,12 @@ class ReplicatedEngine(Engine):
         *,
         reduces_once: bool,
         autocast: torch.dtype | None = None,
+        loss_scale: LossScale | None = None,
     ) -> None:
         self.name = "single" if world.ranks == 1 else "ddp"
         self.reduces_once = reduces_once
         self._autocast = autocast
+        self._loss_scale = loss_scale
         self._reduced: set[int] = set()
         wrapped = module if world.ranks == 1 else wrap_in_ddp(module, world, self._reduced)
         self._wrapped = wrapped
@@ -85,9 +88,21 @@ class ReplicatedEngine(Engine):
             return inside
         return self._wrapped
 
+    @property
+    def loss_scale(self) -> float | None:
+        """See Engine."""
+        return self._loss_scale.value if self._loss_scale else None
+
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Reducing once, gradients stay on their rank until the window's last micro-batch."""
+        with self._reduction(last):
+            yield
+        if last and self._loss_scale is not None:
+            self._loss_scale.remove([p.grad for p in self._parameters if p.grad is not None])
+
+    @contextmanager
+    def _reduction(self, last: bool) -> Iterator[None]:
         if not isinstance(self._wrapped, DistributedDataParallel):
             yield
         elif self.reduces_once and not last:
@@ -109,7 +124,7 @@ class ReplicatedEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """Add gradients; DDP reduces them meanwhile."""
-        loss.backward()
+        (loss * (self.loss_scale or 1)).backward()
 
     def gradients(self) -> dict[str, Tensor]:
         """Copies, by the model's names."""
@@ -126,7 +141,7 @@ class ReplicatedEngine(Engine):
         """Every rank holds the same gradients, so each clips and steps by itself, alike."""
         norm = square_sum(gradient for _, gradient in self.local_gradients()).sqrt()
         update = clip_and_step(
-            self._optimizer, self._parameters, norm, learning_rate, max_grad_norm
+            self._optimizer, self._parameters, norm, learning_rate, max_grad_norm, self._loss_scale
         )
         self.discard()
         return update

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from gradacc_dist.engines.engine import Update
+from gradacc_dist.engines.loss_scale import LossScale
 
 
 def square_sum(gradients: Iterable[Tensor]) -> Tensor:
@@ -27,13 +28,17 @@ def clip_and_step(
     norm: Tensor,
     learning_rate: float,
     max_grad_norm: float | None,
+    loss_scale: LossScale | None = None,
 ) -> Update:
     """Step on gradients whose global L2 norm is `norm`, unless that is not finite."""
-    applied = bool(norm.isfinite())
-    if applied:
-        if max_grad_norm is not None:
-            clip_grads_with_norm_(parameters, max_grad_norm, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    return Update(float(norm), applied)
+    if not norm.isfinite():
+        is_scale = loss_scale is not None and loss_scale.overflowed()
+        return Update(float(norm), "loss_scale" if is_scale else "non_finite")
+    if max_grad_norm is not None:
+        clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    if loss_scale is not None:
+        loss_scale.applied()
+    return Update(float(norm), None)

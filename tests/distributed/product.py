@@ -11,7 +11,7 @@ from distributed.cases import LEARNING_RATE, Case, Trace
 from torch.distributed.tensor import DTensor
 
 from gradacc_dist.config.schema import Engine as EngineConfig
-from gradacc_dist.config.schema import Optimizer
+from gradacc_dist.config.schema import Optimizer, Precision
 from gradacc_dist.data.order import Order, Window
 from gradacc_dist.data.tokens import ById, Example
 from gradacc_dist.denominator import Denominator
@@ -53,7 +53,7 @@ def build(world: World, case: Case, config: EngineConfig = AUTO, compute: str = 
         ObjectiveModule(case.model(), CausalLM()),
         lambda module: build_optimizer(optimizer, module),
         world,
-        compute,
+        Precision(compute=compute),
         environ={},
     )
 
@@ -93,8 +93,19 @@ def run_windows(
         trace.norms.append(built.update(LEARNING_RATE, case.max_norm).grad_norm)
         trace.losses.append(loss.loss)
         trace.counts.append(int(agreement.global_items["cross_entropy"]))
-    trace.weights = {n: whole(v) for n, v in built.module.model.state_dict().items()}
+    trace.weights = weights_of(built)
     return trace
+
+
+def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
+    """The model's weights on every rank, gathered by torch's or DeepSpeed's own means."""
+    state = engine.module.model.state_dict(keep_vars=True)
+    if engine.name.startswith("zero"):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        full = {name: safe_get_full_fp32_param(value) for name, value in state.items()}
+        return {n: whole(state[n].detach() if v is None else v) for n, v in full.items()}
+    return {name: whole(value.detach()) for name, value in state.items()}
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:

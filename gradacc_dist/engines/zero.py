@@ -1,0 +1,257 @@
+"""DeepSpeed's ZeRO 0 to 3: driven directly, so that the end of a window is ours to tell.
+
+DeepSpeed averages over the ranks; the factor that undoes it is measured like any engine's. It is
+imported when it is chosen and not before: its import can fail on machines that never use it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradacc_dist.data.batch import MicroBatch, collate
+from gradacc_dist.data.tokens import Example
+from gradacc_dist.engines.engine import Engine, Update
+from gradacc_dist.engines.update import clip_and_step, square_sum
+from gradacc_dist.engines.weights import take_weights_of_rank_0
+from gradacc_dist.errors import ConfigError
+from gradacc_dist.items import IGNORED_LABEL
+from gradacc_dist.objectives.terms import ObjectiveModule
+from gradacc_dist.world import World, form_group_alone
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """The deepspeed module. Raises ConfigError naming what is missing."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        _check_compiler()
+    # DeepSpeed still calls collectives that torch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\.")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            f"engine.name: deepspeed cannot be used: {error}; install it with `pip install "
+            "'gradacc-dist[deepspeed]'`, or choose engine.name: fsdp2 or ddp"
+        ) from error
+    return deepspeed
+
+
+def _check_compiler() -> None:
+    # On CPUs DeepSpeed builds its communication op when it starts, whatever the stage.
+    try:
+        import ninja
+    except ImportError:
+        pass
+    else:
+        # A virtual environment that is not activated is not on the path.
+        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
+    missing = [tool for tool in ("ninja", "c++") if shutil.which(tool) is None]
+    if missing:
+        raise ConfigError(
+            f"engine.name: deepspeed compiles an operator on CPUs and needs "
+            f"{' and '.join(missing)}, not found on PATH; install (pip install ninja; a C++ "
+            "compiler such as g++), or choose engine.name: fsdp2 or ddp"
+        )
+
+
+class ZeroEngine(Engine):
+    """`settings`: a complete DeepSpeed configuration, without "auto".
+
+    Stages 0 and 1 hold all gradients and reduce them once a window by themselves. 2 and 3 reduce
+    in each micro-batch, or once with `reduces_once`, for which they then hold all gradients too.
+    """
+
+    def __init__(
+        self,
+        module: ObjectiveModule,
+        build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        settings: Mapping[str, Any],
+        world: World,
+        *,
+        reduces_once: bool,
+    ) -> None:
+        deepspeed = import_deepspeed(world.device)
+        form_group_alone(world.device)
+        take_weights_of_rank_0(module, world)
+        self._stage = int(settings["zero_optimization"]["stage"])
+        self.name = f"zero{self._stage}"
+        self.reduction_factor = float(world.ranks)
+        self.reduces_once = reduces_once
+        self._module = module
+        self._world = world
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        if reduces_once and self._stage > 1:
+            self.extra_memory_bytes = sum(p.numel() * p.itemsize for p in self._parameters)
+        # DeepSpeed rounds these to the format of the arithmetic, and keeps no other copy.
+        self._unchanging = _unchanging(module)
+        optimizer, settings = _optimizer(build_optimizer(module), settings)
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=module, config=settings, dist_init_required=False, **optimizer
+        )
+        for name, buffer in module.named_buffers():
+            buffer.data = self._unchanging[name].to(buffer.device)
+        self._window = ExitStack()
+
+    @property
+    def module(self) -> ObjectiveModule:
+        """The module DeepSpeed wrapped; its parameters are placeholders under stage 3."""
+        return self._module
+
+    @property
+    def loss_scale(self) -> float | None:
+        """DeepSpeed's own."""
+        return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Tell DeepSpeed where the window ends."""
+        if not self._coalesces:
+            self._engine.set_gradient_accumulation_boundary(last)
+            yield
+            if not last:
+                self._engine.step()  # counts the micro-batch; updates nothing
+            return
+        if not self._engine.inside_no_sync_ctxt:
+            self._window.enter_context(self._engine.coalesce_grad_reduction())
+        yield
+        if last:
+            self._window.close()
+            self._engine.set_gradient_accumulation_boundary(True)
+
+    @property
+    def _coalesces(self) -> bool:
+        return self.reduces_once and self._stage > 1
+
+    def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Term sums. Collective under stage 3."""
+        sums: dict[str, Tensor] = self._engine(batch.to(self._world.device))
+        return sums
+
+    def backward(self, loss: Tensor) -> None:
+        """Add gradients; DeepSpeed puts its loss scale on, and off again."""
+        self._engine.backward(loss)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """float32, gathered one by one."""
+        return {name: gradient.clone() for name, gradient in self.local_gradients()}
+
+    def local_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole, gathered one by one: DeepSpeed's shards cut through parameters."""
+        from deepspeed.utils import safe_get_full_grad
+
+        for name, parameter in self._module.model.named_parameters():
+            if parameter.requires_grad:
+                gradient = safe_get_full_grad(parameter)
+                if gradient is not None:
+                    yield name, gradient
+
+    def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:
+        """From stage 1 on DeepSpeed takes the norm and clips, in float32."""
+        if self._stage == 0:
+            norm = square_sum(gradient for _, gradient in self.local_gradients()).sqrt()
+            update = clip_and_step(
+                self._optimizer, self._parameters, norm, learning_rate, max_grad_norm
+            )
+            self.discard()
+            return update
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.clip_grad = max_grad_norm or 0.0
+        can_scale_less = self._can_scale_less()
+        if self._step():
+            return Update(float(self._engine.get_global_grad_norm()), None)
+        return Update(float("nan"), "loss_scale" if can_scale_less else "non_finite")
+
+    def _can_scale_less(self) -> bool:
+        if not self._engine.fp16_enabled() or not self._engine.dynamic_loss_scale():
+            return False
+        scaler = self._optimizer.loss_scaler
+        # At its smallest it would raise a bare Exception: whether to stop is ours to decide.
+        scaler.raise_error_at_min_scale = False
+        return bool(scaler.cur_scale > scaler.min_scale)
+
+    def _step(self) -> bool:
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        if not applied and self._stage == 2:
+            # With an offloaded optimizer and gradients wider than the weights, DeepSpeed 0.19.8
+            # forgets to: all later windows would be added to gradients that are not finite.
+            for group in self._optimizer.averaged_gradients:
+                self._optimizer.averaged_gradients[group] = None
+        return applied
+
+    def discard(self) -> None:
+        """Clear the gradients without a step. Collective from stage 1 on.
+
+        By the path that DeepSpeed has for gradients that are not finite, which resets its buckets
+        too: one token more adds gradients of NaN, and then no step is taken.
+        """
+        if self._stage == 0:
+            self._engine.zero_grad()
+            return
+        scaler = copy(self._optimizer.loss_scaler) if self._engine.fp16_enabled() else None
+        token = Example(input_ids=np.zeros(2, np.int32), labels=np.array([IGNORED_LABEL, 0]))
+        sums = self.forward(collate(0, [token]))
+        self.backward(torch.stack(list(sums.values())).sum() * float("nan"))
+        applied = self._step()
+        assert not applied, "DeepSpeed stepped on gradients of NaN"
+        if scaler is not None:
+            # No overflow of float16, and so nothing to lower its loss scale for.
+            self._optimizer.loss_scaler = scaler
+
+    def evaluate(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Through DeepSpeed's forward, which gathers the weights of stage 3."""
+        self._engine.eval()
+        with torch.no_grad():
+            sums = self.forward(batch)
+        self._engine.train()
+        return sums
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """float32 weights, gathered one at a time; only rank 0 keeps them. Tied stay one tensor."""
+        whole: dict[int, Tensor] = {}
+        named: dict[str, Tensor] = {}
+        for name, value in self._module.model.state_dict(keep_vars=True).items():
+            if id(value) not in whole:
+                full = self._full(f"model.{name}", value)
+                whole[id(value)] = full.cpu().clone() if self._world.is_main else full.new_empty(0)
+            named[name] = whole[id(value)]
+        return named if self._world.is_main else {}
+
+    def _full(self, name: str, value: Tensor) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if name in self._unchanging:
+            return self._unchanging[name]
+        full = safe_get_full_fp32_param(value) if self._stage > 0 else None
+        return value.detach() if full is None else full
+
+
+def _unchanging(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of buffers and frozen parameters, on the CPU."""
+    kept = dict(module.named_buffers())
+    kept |= {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    return {name: value.detach().cpu().clone() for name, value in kept.items()}
+
+
+def _optimizer(
+    ours: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of deepspeed.initialize: our optimizer, or our groups for the one it names."""
+    if "optimizer" not in settings:
+        return {"optimizer": ours}, dict(settings)
+    groups = [{k: group[k] for k in ("params", "weight_decay")} for group in ours.param_groups]
+    shared = {name: ours.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    named = settings["optimizer"]
+    params = {**named.get("params", {}), **shared}
+    return {"model_parameters": groups}, {**settings, "optimizer": {**named, "params": params}}
