@@ -49,6 +49,7 @@ def train_record(
         seconds=seconds,
         tokens_per_second=agreement.input_tokens / seconds,
         skipped=outcome.skipped,
+        loss_scale=outcome.loss_scale,
         truncated_examples=agreement.truncated_examples,
         truncated_tokens=agreement.truncated_tokens,
     )

@@ -45,13 +45,15 @@ class StepOutcome:
     """What became of a window.
 
     `grad_norm` is before clipping, None where it was not taken; `skipped` says why the weights
-    were left; `error` is what to raise, once the step is recorded, where the policy is to stop.
+    were left; `error` is what to raise, once the step is recorded, where the policy is to stop;
+    `loss_scale` was on the loss, under float16.
     """
 
     window_loss: WindowLoss
     grad_norm: float | None
     skipped: str | None = None
     error: GradaccError | None = None
+    loss_scale: float | None = None
 
 
 NOTHING = WindowLoss(float("nan"), {}, ())
@@ -69,6 +71,7 @@ def train_step(
     if not agreement.has_items:
         error = _zero_items(local) if settings.on_zero_items == "error" else None
         return StepOutcome(NOTHING, None, "zero_items", error)
+    loss_scale = engine.loss_scale
     denominator = Denominator(settings.mode, agreement, local.num_micro_batches)
     window_loss = accumulate(engine, local, denominator, settings.seed, world)
     if window_loss.non_finite_ranks:
@@ -79,11 +82,11 @@ def train_step(
         grad_norm = update.grad_norm
         # A loss scale that was too high mends itself: no reason to stop.
         if update.skipped != "non_finite":
-            return StepOutcome(window_loss, grad_norm, update.skipped)
+            return StepOutcome(window_loss, grad_norm, update.skipped, loss_scale=loss_scale)
     error = None
     if settings.on_non_finite == "error":
         error = _non_finite(local, window_loss, grad_norm, world)
-    return StepOutcome(window_loss, grad_norm, "non_finite", error)
+    return StepOutcome(window_loss, grad_norm, "non_finite", error, loss_scale)
 
 
 def accumulate(

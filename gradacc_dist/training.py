@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from hashlib import sha256
@@ -13,6 +15,7 @@ import transformers
 from gradacc_dist import __version__
 from gradacc_dist.agreement import agree_on_run
 from gradacc_dist.checkpoint.export import continuation, save_model
+from gradacc_dist.config.deepspeed import asked_for
 from gradacc_dist.config.present import dump
 from gradacc_dist.config.resolved import Resolved, fingerprint
 from gradacc_dist.config.schema import Config
@@ -197,7 +200,9 @@ def evaluate(
 def run_sha256(config: Config, data: Data) -> str:
     """What ranks must share to compute the same run: code, configuration, data."""
     held_out = data.evaluate.sha256 if data.evaluate else ""
-    parts = [__version__, fingerprint(config), data.train.sha256, held_out]
+    deepspeed = asked_for(config.engine, os.environ)
+    settings = json.dumps(deepspeed.content, sort_keys=True) if deepspeed else ""
+    parts = [__version__, fingerprint(config), data.train.sha256, held_out, settings]
     return sha256(" ".join(parts).encode()).hexdigest()
 
 

@@ -263,7 +263,7 @@ class Engine(Section):
     deepspeed: Path | None = Field(
         None,
         description="DeepSpeed's JSON: ZeRO stage, offload, buckets. What this configuration "
-        "decides (batch sizes, clipping, precision) is left out there or \"auto\".",
+        'decides (batch sizes, clipping, precision) is left out there or "auto".',
     )
     reduce: Literal["auto", "window", "micro_batch"] = Field(
         "auto",

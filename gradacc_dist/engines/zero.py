@@ -6,12 +6,15 @@ imported when it is chosen and not before: its import can fail on machines that 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from copy import copy
+from io import StringIO
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -43,6 +46,8 @@ def import_deepspeed(device: torch.device) -> Any:
             f"engine.name: deepspeed cannot be used: {error}; install it with `pip install "
             "'gradacc-dist[deepspeed]'`, or choose engine.name: fsdp2 or ddp"
         ) from error
+    # What it warns of (untested optimizers, overflows) is tested, and told, by this project.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 
 
@@ -86,21 +91,35 @@ class ZeroEngine(Engine):
         self._stage = int(settings["zero_optimization"]["stage"])
         self.name = f"zero{self._stage}"
         self.reduction_factor = float(world.ranks)
-        self.reduces_once = reduces_once
+        self.reduces_once = reduces_once or self._stage < 2
         self._module = module
         self._world = world
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        if reduces_once and self._stage > 1:
+        if self._coalesces:
             self.extra_memory_bytes = sum(p.numel() * p.itemsize for p in self._parameters)
-        # DeepSpeed rounds these to the format of the arithmetic, and keeps no other copy.
-        self._unchanging = _unchanging(module)
+        # DeepSpeed rounds weights and buffers to the format of the arithmetic, before it makes its
+        # float32 copy of what is trained; of the rest it makes none.
+        precise = _copies(module)
         optimizer, settings = _optimizer(build_optimizer(module), settings)
-        self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=module, config=settings, dist_init_required=False, **optimizer
-        )
-        for name, buffer in module.named_buffers():
-            buffer.data = self._unchanging[name].to(buffer.device)
+        with redirect_stdout(StringIO()):  # prints how much memory it has, and that it compiled
+            self._engine, self._optimizer, *_ = deepspeed.initialize(
+                model=module, config=settings, dist_init_required=False, **optimizer
+            )
+        self._unchanging = self._restore(precise)
         self._window = ExitStack()
+
+    def _restore(self, precise: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo the rounding of weights and buffers. Returns those that training leaves alone."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, parameter in self._module.named_parameters():
+            if parameter.requires_grad:
+                value = precise.pop(name)
+                if self._stage > 0 and self._engine.get_data_types()[0] != value.dtype:
+                    safe_set_full_fp32_param(parameter, value.to(self._world.device))
+        for name, buffer in self._module.named_buffers():
+            buffer.data = precise[name].to(buffer.device)
+        return precise
 
     @property
     def module(self) -> ObjectiveModule:
@@ -149,11 +168,13 @@ class ZeroEngine(Engine):
         """Whole, gathered one by one: DeepSpeed's shards cut through parameters."""
         from deepspeed.utils import safe_get_full_grad
 
+        # DeepSpeed takes its loss scale off when it steps.
+        unscale = (self.loss_scale or 1.0) ** -1
         for name, parameter in self._module.model.named_parameters():
             if parameter.requires_grad:
                 gradient = safe_get_full_grad(parameter)
                 if gradient is not None:
-                    yield name, gradient
+                    yield name, gradient if unscale == 1 else gradient * unscale
 
     def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:
         """From stage 1 on DeepSpeed takes the norm and clips, in float32."""
@@ -237,11 +258,10 @@ class ZeroEngine(Engine):
         return value.detach() if full is None else full
 
 
-def _unchanging(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of buffers and frozen parameters, on the CPU."""
-    kept = dict(module.named_buffers())
-    kept |= {name: p for name, p in module.named_parameters() if not p.requires_grad}
-    return {name: value.detach().cpu().clone() for name, value in kept.items()}
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, on the CPU."""
+    values = chain(module.named_parameters(), module.named_buffers())
+    return {name: value.detach().to("cpu", copy=True) for name, value in values}
 
 
 def _optimizer(

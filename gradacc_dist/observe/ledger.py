@@ -81,7 +81,10 @@ class TrainRecord:
     tokens_per_second: float
     """input_tokens / seconds."""
     skipped: str | None
-    """Why the optimizer did not step (`zero_items`, `non_finite`); None when it did."""
+    """Why the optimizer did not step (`zero_items`, `non_finite`, or `loss_scale`, when gradients
+    overflowed float16 and the next window is tried at a lower scale); None when it did."""
+    loss_scale: float | None = None
+    """The factor on the loss under float16; None in other formats."""
     truncated_examples: int = 0
     """Examples of this window cut to data.max_length as they were streamed; indexed data is cut,
     and counted, before the run."""
