@@ -19,7 +19,9 @@ LEARNING_RATE = 0.05
 
 @dataclass(frozen=True)
 class Case:
-    """Examples are (input_ids, labels); `windows` lists the example ids of each step."""
+    """Examples are (input_ids, labels). `max_norm` is of all steps, or a tuple of one for each;
+    `sizes`, where given, are of the windows, in the order of the examples.
+    """
 
     lengths: tuple[int, ...]
     fractions: tuple[float, ...]
@@ -30,7 +32,12 @@ class Case:
     initializer_range: float = 0.2
     tied: bool = False
     frozen: tuple[str, ...] = ()
-    max_norm: float | None = None
+    max_norm: float | tuple[float | None, ...] | None = None
+    sizes: tuple[int, ...] = ()
+
+    def clip(self, step: int) -> float | None:
+        """The largest norm of the step, counted from 0."""
+        return self.max_norm[step] if isinstance(self.max_norm, tuple) else self.max_norm
 
     def examples(self) -> list[tuple[np.ndarray, np.ndarray]]:
         random = np.random.default_rng(self.seed)
@@ -75,7 +82,7 @@ def reference(case: Case, windows: list[list[int]]) -> Trace:
     model = case.model().double()
     examples = case.examples()
     trace = Trace([], [], [], {})
-    for ids in windows:
+    for step, ids in enumerate(windows):
         model.zero_grad()
         count = sum(int((examples[i][1][1:] != -100).sum()) for i in ids)
         total = 0.0
@@ -94,7 +101,8 @@ def reference(case: Case, windows: list[list[int]]) -> Trace:
         trace.losses.append(total / count)
         trace.counts.append(count)
         # What torch's clip_grad_norm_ documents.
-        scale = 1.0 if case.max_norm is None else min(1.0, case.max_norm / (float(norm) + 1e-6))
+        clip = case.clip(step)
+        scale = 1.0 if clip is None else min(1.0, clip / (float(norm) + 1e-6))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in gradients:

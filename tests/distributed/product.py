@@ -42,6 +42,10 @@ def windows_of(case: Case) -> list[list[int]]:
 
 
 def case_windows(case: Case) -> Iterator[Window]:
+    if case.sizes:
+        ends = np.cumsum(case.sizes)
+        ids = zip(ends - case.sizes, ends, strict=True)
+        return (Window(i + 1, 0, np.arange(a, b), int(b)) for i, (a, b) in enumerate(ids))
     return islice(Order(len(case.lengths), case.seed, case.window).windows(), case.steps)
 
 
@@ -86,11 +90,11 @@ def run_windows(
     objective = built.module.objective
     assembler = Assembler(tokens, objective, micro_batch, world.rank, world.ranks, "test")
     trace = Trace([], [], [], {})
-    for local, agreement in agreed_windows(windows, assembler, world):
+    for step, (local, agreement) in enumerate(agreed_windows(windows, assembler, world)):
         denominator = Denominator(mode, agreement, local.num_micro_batches)
         loss = accumulate(built, local, denominator, case.seed, world)
         trace.gradients.append(built.gradients())
-        trace.norms.append(built.update(LEARNING_RATE, case.max_norm).grad_norm)
+        trace.norms.append(built.update(LEARNING_RATE, case.clip(step)).grad_norm)
         trace.losses.append(loss.loss)
         trace.counts.append(int(agreement.global_items["cross_entropy"]))
     trace.weights = weights_of(built)
