@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 
 from gradacc_dist.agreement import Agreement
@@ -65,6 +68,7 @@ def start_rows(
         "model": f"{type(model).__name__}, {num_parameters:,} parameters, "
         f"{config.precision.compute}",
         **_layout_rows(config, None if isinstance(train, Stream) else len(train), world),
+        **host_rows(world.hostnames),
         **_engine_rows(engine, world),
         "denominator": comparison_label(config.objective.denominator) or "window",
         "steps": f"{num_steps:,}",
@@ -139,6 +143,18 @@ def odd_rows(train: Mixture, max_length: int) -> dict[str, str]:
             "names them"
         )
     return rows
+
+
+def host_rows(hostnames: Sequence[str]) -> dict[str, str]:
+    """Which hosts the ranks are on, in the order of ranks; nothing where it is one host.
+
+    `hostnames`: one entry a rank.
+    """
+    named = [f"{host}: {num} rank(s)" for host, num in Counter(hostnames).items()]
+    if len(named) == 1:
+        return {}
+    shown = named if len(named) <= 8 else [*named[:4], "...", *named[-1:]]
+    return {"hosts": f"{len(named)} ({', '.join(shown)})"}
 
 
 def _engine_rows(engine: Engine, world: World) -> dict[str, str]:

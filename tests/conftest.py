@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from distributed.pool import Pool
+from hosts.network import Host, connected, forbidden
+from requirements_of import require
 
 # A deadline would be a timed test; a random seed would fail somebody else's change.
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
@@ -40,3 +42,17 @@ def pools() -> Iterator[Pools]:
     pools = Pools()
     yield pools
     pools.close()
+
+
+@pytest.fixture(scope="session")
+def hosts_allowed() -> None:
+    """Asked for by what is costly and only of use to hosts, so that it is not made in vain."""
+    reason = forbidden()
+    require(reason is None, f"{reason}")
+
+
+@pytest.fixture
+def two_hosts(hosts_allowed) -> Iterator[tuple[Host, Host]]:
+    """Hosts `n1` and `n2`, the test's own: what it leaves running on them ends with it."""
+    with connected("n1", "n2") as (one, other):
+        yield one, other

@@ -11,21 +11,21 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 240
 
-ACCELERATE = [
-    *(sys.executable, "-m", "accelerate.commands.launch"),
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--main_process_port", "0"),
-]
+ACCELERATE_FILES = ROOT / "configs" / "accelerate"
+
+
+def accelerate(file: str, *flags: str) -> list[str]:
+    """The command that starts ranks as the shipped `file` says, but for `flags`."""
+    program = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*program, "--config_file", str(ACCELERATE_FILES / f"{file}.yaml"), *flags]
 
 
 def launcher(name: str, ranks: int) -> list[str]:
     """The command that starts `ranks` processes."""
     if name == "accelerate" and ranks > 1:
-        shipped = ROOT / "configs" / "accelerate" / "cpu_ddp.yaml"
-        command = [sys.executable, "-m", "accelerate.commands.launch"]
-        return [*command, "--config_file", str(shipped), "--num_processes", str(ranks)]
+        return accelerate("cpu_ddp", "--num_processes", str(ranks))
     if name == "accelerate":
-        return [*ACCELERATE, "--cpu", "--num_processes", "1"]
+        return accelerate("cpu_single")
     if name == "torchrun":
         standalone = ["--standalone", "--nproc-per-node", str(ranks)]
         return [sys.executable, "-m", "torch.distributed.run", *standalone]
@@ -33,21 +33,35 @@ def launcher(name: str, ranks: int) -> list[str]:
     return [sys.executable]
 
 
+def environment() -> dict[str, str]:
+    """With the threads a launcher would give each rank; nothing of accelerate's leaks."""
+    inherited = {name: value for name, value in os.environ.items() if "ACCELERATE" not in name}
+    return inherited | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+
+
 def run(command: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run to the end with the threads a launcher would give each rank; no other variable leaks."""
-    environment = {name: value for name, value in os.environ.items() if "ACCELERATE" not in name}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    """Run to the end."""
     return subprocess.run(
-        command, cwd=cwd, env=environment, text=True, capture_output=True, timeout=LIMIT_SECONDS
+        command,
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
     )
+
+
+def program(config: Path, output: Path, *flags: str) -> list[str]:
+    """`gradacc_dist.train` with `config`, into `output`: what comes after the launcher."""
+    chosen = ["--config", str(config), "--run.output_dir", str(output)]
+    return ["-m", "gradacc_dist.train", *chosen, *flags]
 
 
 def train(
     config: Path, output: Path, *flags: str, name: str = "python", ranks: int = 1
 ) -> subprocess.CompletedProcess[str]:
     """`gradacc_dist.train` with `config`, into `output`."""
-    command = [*launcher(name, ranks), "-m", "gradacc_dist.train", "--config", str(config)]
-    return run([*command, "--run.output_dir", str(output), *flags])
+    return run([*launcher(name, ranks), *program(config, output, *flags)])
 
 
 def ledger(output: Path, kind: str = "train") -> list[dict]:

@@ -1,11 +1,11 @@
-"""What the start table says of the engine."""
+"""What the start table says of the engine and the hosts."""
 
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 
-from gradacc_dist.records import _engine_rows
+from gradacc_dist.records import _engine_rows, host_rows
 
 
 def rows(ranks: int, devices: int = 0, **facts) -> dict[str, str]:
@@ -36,3 +36,12 @@ def test_a21_gpus_that_one_rank_leaves_idle_are_named():
     assert "3 of 4 GPUs" in rows(1, devices=4)["idle devices"]
     assert "--num_processes 4" in rows(1, devices=4)["idle devices"]
     assert "idle devices" not in rows(4, devices=4)
+
+
+def test_hosts_are_told_where_there_are_several():
+    """In the order of ranks; of many, the first and the last."""
+    assert host_rows(["n1", "n1"]) == {}
+    assert host_rows(["n2", "n1", "n1"]) == {"hosts": "2 (n2: 1 rank(s), n1: 2 rank(s))"}
+    many = host_rows([f"n{rank // 8}" for rank in range(512)])["hosts"]
+    assert many.startswith("64 (n0: 8 rank(s), ")
+    assert many.endswith(", ..., n63: 8 rank(s))")

@@ -1,13 +1,12 @@
 """The main job under each engine, started as users start it: the engine changes nothing else."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from launching import ROOT, launcher, ledger, run, train
+from launching import accelerate, launcher, ledger, program, run, train
 from safetensors.torch import load_file
 from test_train import write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,8 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradacc_dist.data import tokenizer as tokenizers
 
 STEPS = 4
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-FSDP2 = ("--config_file", str(ROOT / "configs" / "accelerate" / "cpu_fsdp2.yaml"))
 
 
 def save_start(folder: Path, cache: Path) -> Path:
@@ -59,11 +56,9 @@ def test_fsdp2_by_accelerates_configuration_is_the_same_run(folder):
     alone, sharded = folder / "alone", folder / "sharded"
     done = train(folder / "run.yaml", alone)
     assert done.returncode == 0, done.stderr
-    program = ["-m", "gradacc_dist.train", "--config", str(folder / "run.yaml")]
-    flags = ["--run.output_dir", str(sharded), "--engine.reduce", "window"]
     # accelerate's default; said, because it changes how transformers loads a model.
-    loading = ("--fsdp_cpu_ram_efficient_loading", "true")
-    done = run([*ACCELERATE, *FSDP2, *loading, *program, *flags])
+    launch = accelerate("cpu_fsdp2", "--fsdp_cpu_ram_efficient_loading", "true")
+    done = run([*launch, *program(folder / "run.yaml", sharded, "--engine.reduce", "window")])
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     assert "fsdp2 on cpu: accelerate launch asks for FSDP" in printed
@@ -86,8 +81,8 @@ def test_fsdp2_by_accelerates_configuration_is_the_same_run(folder):
 
 def test_a_planted_factor_stops_before_training(folder):
     """Exit code 10, one message, no step."""
-    program = folder / "planted.py"
-    program.write_text(
+    planted = folder / "planted.py"
+    planted.write_text(
         "import sys\n"
         "from gradacc_dist.engines import replicated\n"
         "sound = replicated._reduce_to_sum\n"
@@ -99,7 +94,7 @@ def test_a_planted_factor_stops_before_training(folder):
         "from gradacc_dist.train import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [*launcher("torchrun", 2), str(program), "--config", str(folder / "run.yaml")]
+    command = [*launcher("torchrun", 2), str(planted), "--config", str(folder / "run.yaml")]
     done = run([*command, "--run.output_dir", str(folder / "planted")])
     assert done.returncode != 0
     assert "exitcode  : 10" in done.stderr
