@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { \
 		echo "no C++ compiler (c++), which DeepSpeed needs; on Debian: apt install g++"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed,wandb,test]'
 	@touch $@
 
 clean:

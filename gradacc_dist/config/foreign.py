@@ -143,6 +143,7 @@ OPTIMIZERS = MappingProxyType(
 ASSISTANT_ONLY = MappingProxyType({"true": "assistant", "false": "all"})
 COMPLETION_ONLY = MappingProxyType({"true": "completion", "false": "all"})
 ON_INPUTS = MappingProxyType({"true": "all", "false": "auto"})
+TRACKERS = MappingProxyType({"wandb": "online", "none": "off", "disabled": "off", "false": "off"})
 
 FOREIGN: Mapping[str, Translation] = MappingProxyType(
     {
@@ -207,6 +208,8 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "per_device_train_batch_size": renamed(
             "micro_batch.examples", "on one rank, in one forward"
         ),
+        "report_to": renamed("track.wandb", words=TRACKERS),
+        "run_name": renamed("track.name"),
         "sequence_len": renamed("data.max_length"),
         "tokenizer_name": renamed("model.tokenizer"),
         "tokenizer_name_or_path": renamed("model.tokenizer"),
@@ -219,6 +222,10 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "train_on_inputs": renamed("data.supervise", words=ON_INPUTS),
         "val_file": renamed("data.evaluate"),
         "validation_file": renamed("data.evaluate"),
+        "wandb_mode": renamed("track.wandb", words=TRACKERS),
+        "wandb_name": renamed("track.name"),
+        "wandb_project": renamed("track.project"),
+        "wandb_run_name": renamed("track.name"),
         "warmup_num_steps": renamed("schedule.warmup_steps"),
         "warmup_ratio": warmup_ratio,
         "weight_decay_rate": renamed("optimizer.weight_decay"),

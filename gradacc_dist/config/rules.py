@@ -7,6 +7,7 @@ remedy; none is rewritten. Rules that need a model or a device live with what bu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 
 from gradacc_dist.config.engine_rules import ENGINE_RULES
 from gradacc_dist.config.fields import fields, shown
@@ -142,6 +143,23 @@ def accumulation(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Con
         yield Conflict(variable, message, names)
 
 
+def tracker(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """What tracks the run is installed. Asks for the package's metadata: a folder named wandb,
+    which wandb leaves where it runs, can be imported too.
+    """
+    name = "track.wandb"
+    if resolved.config.track.wandb == "off":
+        return
+    try:
+        metadata.version("wandb")
+    except metadata.PackageNotFoundError:
+        message = (
+            f"{said(resolved, name)} needs the package wandb, which is not installed; "
+            "pip install 'gradacc-dist[wandb]', or set track.wandb: off"
+        )
+        yield Conflict(name, message, (name,))
+
+
 RULES: tuple[Rule, ...] = (
     one_model,
     model_type,
@@ -153,6 +171,7 @@ RULES: tuple[Rule, ...] = (
     warmup,
     mixed_precision,
     accumulation,
+    tracker,
     *ENGINE_RULES,
 )
 

@@ -324,6 +324,15 @@ class Track(Section):
     sample_tokens: NonNegativeInt = Field(
         64, description="Tokens of the sample that the trained model writes at the end; 0: none."
     )
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off",
+        description="Weights & Biases: `offline` records the run in output_dir/wandb, for `wandb "
+        "sync`; `online` sends it as well, with the key of WANDB_API_KEY or `wandb login`.",
+    )
+    project: str = Field("gradacc_dist", description="Project in wandb that the run belongs to.")
+    name: str | None = Field(
+        None, description="Name of the run in wandb; unset: the last part of run.output_dir."
+    )
 
 
 class Config(Section):

@@ -186,6 +186,26 @@ def read(path: Path) -> Iterator[Record]:
         ) from error
 
 
+class Tail:
+    """Reads a ledger that another process is writing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._num_bytes = 0
+        self._num_lines = 0
+
+    def new_records(self) -> Iterator[Record]:
+        """Yield what was written since the last call. Raises DataError as `read` does, OSError."""
+        with self._path.open("rb") as lines:
+            lines.seek(self._num_bytes)
+            for line in lines:
+                if not line.endswith(b"\n"):  # not yet whole
+                    break
+                self._num_bytes += len(line)
+                self._num_lines += 1
+                yield _parse(line, self._path, self._num_lines)
+
+
 def _parse(line: bytes, path: Path, number: int) -> Record:
     try:
         return _PARSER.validate_json(line)

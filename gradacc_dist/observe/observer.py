@@ -1,4 +1,7 @@
-"""What rank 0 tells of a run: tables, progress line, ledger, figure. The other ranks are silent."""
+"""What rank 0 tells of a run: tables, progress line, ledger, tracker, figure.
+
+The other ranks are silent.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from gradacc_dist.observe.figures import loss_figure
 from gradacc_dist.observe.ledger import EvalRecord, Ledger, TrainRecord, comparison_label
 from gradacc_dist.observe.progress import Progress
 from gradacc_dist.observe.tables import end_table, start_table
+from gradacc_dist.observe.tracker import Tracker
 
 
 class Observer:
@@ -29,6 +33,7 @@ class Observer:
         self._folder = config.run.folder
         self._ledger_path = self._folder / "ledger.jsonl"
         self._started = time.perf_counter()
+        self._tracker: Tracker | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -40,7 +45,7 @@ class Observer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._open.__exit__(kind, error, traceback)
         if self._enabled and self._ledger_path.exists():
             # Of a run that stopped with an error too: that is when one wants to look.
             loss_figure(self._ledger_path, self._folder / "loss.png", title=self._folder.name)
@@ -59,12 +64,18 @@ class Observer:
                     label=comparison_label(config.objective.denominator),
                 )
             )
+            if config.track.wandb != "off":
+                self._tracker = self._open.enter_context(
+                    Tracker(config, self._ledger_path, self._progress.note)
+                )
 
     def train(self, record: TrainRecord) -> None:
         """Record an optimizer step."""
         if self._enabled:
             self._ledger.write(record)
             self._progress.step(record)
+            if self._tracker:
+                self._tracker.poll()
 
     def evaluation(self, record: EvalRecord) -> None:
         """Record an evaluation."""
@@ -77,6 +88,8 @@ class Observer:
         if self._enabled:
             self._open.close()
             outputs = {"output": f"{self._folder}/"}
+            if self._tracker and self._tracker.where:
+                outputs["wandb"] = self._tracker.where
             wall_seconds = time.perf_counter() - self._started
             self._console.print(end_table(self._ledger_path, outputs, wall_seconds))
 

@@ -41,6 +41,7 @@ def config_of(tmp_path, text: str, *flags: str) -> Config:
         ("checkpoint: {save_model: no}", "checkpoint.save_model", False),
         ("checkpoint: {save_model: off}", "checkpoint.save_model", False),
         ("checkpoint: {save_model: 'no'}", "checkpoint.save_model", False),
+        ("track: {wandb: off}", "track.wandb", "off"),
         ("run: {output_dir: 2024-01-01}", "run.output_dir", Path("2024-01-01")),
         ("data: {train: no}", "data.train", "no"),
         ("data: {train: 0123}", "data.train", "0123"),

@@ -13,6 +13,9 @@ WITHOUT_EFFECT = {
     "data.cache_dir",
     "track.every_steps",
     "track.sample_tokens",
+    "track.wandb",
+    "track.project",
+    "track.name",
 }
 
 OTHER = {

@@ -150,6 +150,17 @@ def test_an_environment_that_agrees(environ, engine):
     assert messages(environ, engine={"name": engine}) == []
 
 
+def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
+    """A folder named wandb, which wandb leaves in the working directory, is not the package."""
+    assert messages(track={"wandb": "online"}) == []
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    (message,) = messages(track={"wandb": "online"})
+    assert message.startswith("track.wandb: online (at track.wandb) needs the package wandb")
+    assert "pip install 'gradacc-dist[wandb]'" in message
+    assert messages(track={"wandb": "off"}) == []
+
+
 def test_load_reports_rules_with_their_place(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("schedule:\n  warmup_steps: 11\n  steps: 10\n")

@@ -14,7 +14,7 @@ import pytest
 from observe.records import eval_record, train_record, write_ledger
 
 from gradacc_dist.errors import DataError, DiskError
-from gradacc_dist.observe.ledger import Ledger, Term, TrainRecord, read
+from gradacc_dist.observe.ledger import Ledger, Tail, Term, TrainRecord, read
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -179,6 +179,23 @@ def test_a_malformed_line_is_named(tmp_path: Path, damage: bytes, cause: str) ->
         next(records)
     assert str(caught.value).startswith(f"{path}, line 2: not a ledger record: ")
     assert cause in str(caught.value)
+
+
+def test_a_tail_gives_each_record_once_and_only_whole_lines(tmp_path: Path) -> None:
+    path = write_ledger(tmp_path / "ledger.jsonl", train_record(1), eval_record(1))
+    tail = Tail(path)
+    assert list(tail.new_records()) == [train_record(1), eval_record(1)]
+    assert list(tail.new_records()) == []
+    line = write_ledger(tmp_path / "other.jsonl", train_record(2)).read_bytes()
+    with path.open("ab") as file:
+        file.write(line[:40])
+    assert list(tail.new_records()) == []
+    with path.open("ab") as file:
+        file.write(line[40:] + b"{}\n")
+    new = tail.new_records()
+    assert next(new) == train_record(2)
+    with pytest.raises(DataError, match=f"{path}, line 4"):
+        next(new)
 
 
 def test_a_missing_ledger_or_folder_is_named(tmp_path: Path) -> None:
