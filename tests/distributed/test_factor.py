@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -12,11 +13,13 @@ from distributed.product import build
 from torch.distributed.fsdp import FSDPModule
 
 from gradacc_dist.config.schema import Engine as EngineConfig
+from gradacc_dist.engines import build as build_module
 from gradacc_dist.engines import factor, replicated
 from gradacc_dist.engines import fsdp2 as sharded
 from gradacc_dist.engines.replicated import ReplicatedEngine
 from gradacc_dist.errors import ConfigError, EngineError
 
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 CASE = Case((9,) * 4, (1.0,) * 4, window=4, steps=1, dtype="float32")
 
 
@@ -120,6 +123,36 @@ def averaging_one_block():
     return patch.object(sharded, "_units", lambda module: list(units(module))[:-1])
 
 
+@contextmanager
+def changing_deepspeeds_loss(change):
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    right = DeepSpeedEngine.backward
+    wrong = lambda self, loss: right(self, change(loss))  # noqa: E731
+    with patch.object(DeepSpeedEngine, "backward", wrong):
+        yield
+
+
+def halving():
+    """A second division (A8)."""
+    return changing_deepspeeds_loss(lambda loss: loss / 2)
+
+
+def losing_rank_1():
+    """A rank whose work never arrives (A9)."""
+    return changing_deepspeeds_loss(lambda loss: loss * (dist.get_rank() != 1))
+
+
+def accumulating_by_itself():
+    """A gradient_accumulation_steps that reached DeepSpeed, which then divides by it (A8)."""
+    settings = build_module.settings
+
+    def divided(*args):
+        return {**settings(*args), "gradient_accumulation_steps": 2}
+
+    return patch.object(build_module, "settings", divided)
+
+
 PLANTED = {
     averaging: ("ddp", "0.5 times", "averages over the ranks where it promised a sum"),
     dividing_twice: ("ddp", "0.25 times", "divides by the number of ranks twice"),
@@ -136,11 +169,17 @@ PLANTED = {
 }
 
 
+def config_of(name, reduce="auto"):
+    if name.startswith("zero"):
+        return EngineConfig(deepspeed=CONFIGS / f"{name}.json", reduce=reduce)
+    return EngineConfig(name=name, reduce=reduce)
+
+
 def build_planted(world, plant, name, reduce="window"):
     """Returns the error's text and whether every rank raises it alike. Collective."""
     with plant():
         try:
-            build(world, CASE, EngineConfig(name=name, reduce=reduce))
+            build(world, CASE, config_of(name, reduce))
         except EngineError as error:
             return str(error), error.same_on_all_ranks, error.exit_code
     return "", None, None
@@ -158,6 +197,24 @@ def test_a_planted_fault_is_refused_and_named(pools, plant):
     assert results[1] == results[0]
 
 
+IN_DEEPSPEED = {
+    "halving": (halving, "0.25 times"),
+    "losing rank 1": (losing_rank_1, "0.214286 times"),
+    "accumulating by itself": (accumulating_by_itself, "0.25 times"),
+}
+
+
+@pytest.mark.parametrize("fault", IN_DEEPSPEED)
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero3_offload"])
+def test_a_fault_in_deepspeed_is_refused(pools, name, fault):
+    plant, measured = IN_DEEPSPEED[fault]
+    for text, same, exit_code in pools[2].run(build_planted, plant, name, "auto"):
+        assert text.startswith(f"engine {name[:5]} on 2 rank(s), engine.reduce: ")
+        assert measured in text
+        assert "where 0.5 times is expected (reduction factor 2)" in text
+        assert (same, exit_code) == (True, 10)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64, 100, 1024, 4096])
 def test_a_forgotten_rank_shows_at_any_number_of_ranks(ranks):
     """In float32, whose sum of all weights is exact; 8 roundings are 1e-6."""
@@ -170,9 +227,8 @@ def test_a_forgotten_rank_shows_at_any_number_of_ranks(ranks):
 
 def measure(world, name, compute, case):
     """A sound engine: how long the measurement takes, and what it leaves. Collective."""
-    config = EngineConfig(name=name)
     with patch("gradacc_dist.engines.build.confirm_reduction_factor"):
-        engine = build(world, case, config, compute)
+        engine = build(world, case, config_of(name), compute)
     before = {name: value.clone() for name, value in engine.state_dict().items()}
     hooks = sum(len(p._backward_hooks or ()) for p in engine.module.parameters())
     factor.confirm_reduction_factor(engine, world)
@@ -180,14 +236,16 @@ def measure(world, name, compute, case):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in engine.module.parameters())
     assert sum(len(p._backward_hooks or ()) for p in engine.module.parameters()) == hooks
-    assert not engine.module.model._forward_pre_hooks
+    if name in ("ddp", "fsdp2"):  # DeepSpeed has hooks of its own
+        assert not engine.module.model._forward_pre_hooks
     return engine.reduction_factor
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2_offload", "zero3"])
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 def test_measuring_leaves_nothing_behind(pools, name, compute):
-    assert pools[2].run(measure, name, compute, CASE) == [1.0, 1.0]
+    factor = 2.0 if name.startswith("zero") else 1.0
+    assert pools[2].run(measure, name, compute, CASE) == [factor, factor]
 
 
 def build_frozen(world, name):

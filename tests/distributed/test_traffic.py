@@ -1,6 +1,7 @@
 """What travels in a window, counted at the process group (P5)."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,15 @@ from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.data.batch import collate
 from gradacc_dist.data.tokens import Example
 
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 CASE = Case((9,) * 4, (1.0,) * 4, window=4, steps=1, dtype="float32")
 TURNS = 4
+
+
+def zero(name, reduce="auto"):
+    return {"deepspeed": CONFIGS / f"{name}.json", "reduce": reduce}
+
+
 REDUCTIONS = ("allreduce_", "_reduce_scatter_base_")
 
 
@@ -57,12 +65,20 @@ def window_traffic(world, engine):
 
 
 # Bytes of gradients handed to a reduction in a window, as multiples of the model's. The model in
-# two blocks and a rest makes three units of FSDP2; DDP has one bucket.
+# two blocks and a rest makes three units of FSDP2; DDP has one bucket. DeepSpeed's buckets hold
+# hidden_size^2 elements, here 1,024, as transformers fills them in.
 EXPECTED = {
     "ddp": ({"name": "ddp", "reduce": "window"}, 1, 1),
     "ddp, micro_batch": ({"name": "ddp", "reduce": "micro_batch"}, TURNS, TURNS),
     "fsdp2, window": ({"name": "fsdp2", "reduce": "window"}, 1, 3),
     "fsdp2": ({"name": "fsdp2", "reduce": "micro_batch"}, TURNS, 3 * TURNS),
+    "zero0": (zero("zero0"), 1, 1),
+    "zero1": (zero("zero1"), 1, 15),
+    "zero2, window": (zero("zero2", "window"), 1, 15),
+    "zero2": (zero("zero2"), TURNS, 19 * TURNS),
+    "zero2_offload, window": (zero("zero2_offload", "window"), 1, 15),
+    "zero3, window": (zero("zero3", "window"), 1, 15),
+    "zero3": (zero("zero3"), TURNS, 19 * TURNS),
 }
 
 

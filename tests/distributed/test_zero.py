@@ -29,8 +29,8 @@ from gradacc_dist.data.tokens import Example
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 STAGES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-# Gradient norms of these cases are around 1: this clips.
-CLIP = 0.5
+# The gradient norms of these cases are 0.4 and more: this clips.
+CLIP = 0.3
 MICRO_BATCH = 2
 
 
@@ -76,7 +76,7 @@ def test_every_stage_equals_one_device(pools, ranks, name):
 
 
 def test_one_rank_without_a_launcher(pools):
-    case = several_windows(1)
+    case = several_windows(2)
     traces = pools[1].run(run_case, in_fp32(case), MICRO_BATCH, "window", engine("zero2"))
     assert_equal(traces, expected(case), FLOAT32, "zero2")
 
@@ -88,7 +88,6 @@ OTHER_SETTINGS = {
     "small buckets": (2, {"overlap_comm": True, "reduce_bucket_size": 700}),
     "small buckets, stage 1": (1, {"reduce_bucket_size": 700}),
     "all-reduce": (2, {"reduce_scatter": False, "contiguous_gradients": False}),
-    "dealt in turn": (2, {"round_robin_gradients": True, "reduce_bucket_size": 700}),
     "small units, none kept": (
         3,
         {
@@ -221,18 +220,21 @@ def test_b13_nothing_stays_of_a_window_that_was_not_applied(pools, name, compute
                 assert all(torch.equal(found[n], clean[n]) for n in clean)
 
 
+def float16_json(folder, name, power):
+    """DeepSpeed's first loss scale is 2^power; the first overflow halves it."""
+    path = Path(folder) / "deepspeed.json"
+    fp16 = {"initial_scale_power": power, "hysteresis": 1}
+    path.write_text(json.dumps({"zero_optimization": {"stage": int(name[-1])}, "fp16": fp16}))
+    return EngineConfig(deepspeed=path)
+
+
 def overflow(world, name, folder):
     """Windows under a loss scale of 2^40, which overflows float16, until one is applied.
 
     Returns the scale and end of each, and the norms and weights. Collective.
     """
     case = Case((9, 20), (1.0, 1.0), window=2, steps=1, dtype="float32")
-    path = Path(folder) / "deepspeed.json"
-    fp16 = {"initial_scale_power": 40, "hysteresis": 1}
-    path.write_text(json.dumps({"zero_optimization": {"stage": int(name[-1])}, "fp16": fp16}))
-    config = EngineConfig(name=name)
-    if name.startswith("zero"):
-        config = EngineConfig(deepspeed=path)
+    config = EngineConfig(name=name) if "zero" not in name else float16_json(folder, name, 40)
     with float16_on_cpu(), patch("gradacc_dist.engines.loss_scale.FIRST", 2.0**40):
         # No gradient of the measurement fits float16 under that scale.
         with patch("gradacc_dist.engines.build.confirm_reduction_factor"):
@@ -268,10 +270,7 @@ def test_a_loss_scale_that_is_too_high_mends_itself(pools, tmp_path, name):
 def hopeless(world, name, folder):
     """float16 at the smallest scale, and still NaN. Collective."""
     case = Case((9, 20), (1.0, 1.0), window=2, steps=1, dtype="float32")
-    path = Path(folder) / "deepspeed.json"
-    fp16 = {"initial_scale_power": 1, "hysteresis": 1}
-    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "fp16": fp16}))
-    config = EngineConfig(deepspeed=path) if name == "zero2" else EngineConfig(name=name)
+    config = EngineConfig(name=name) if "zero" not in name else float16_json(folder, name, 1)
     with float16_on_cpu(), patch("gradacc_dist.engines.loss_scale.FIRST", 2.0):
         built = build(world, case, config, "fp16")
         ends = []
@@ -328,9 +327,8 @@ def own_adam(world, path, case):
         config = EngineConfig(deepspeed=path) if path else EngineConfig()
         trace = run_case(world, case, MICRO_BATCH, "window", config)
         built = build(world, case, config)
-        kind = type(getattr(built, "_optimizer", None)).__name__
         inside = type(getattr(built._optimizer, "optimizer", built._optimizer)).__name__
-    return trace, kind, inside
+    return trace, inside
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, True), (3, True)])
@@ -342,10 +340,9 @@ def test_deepspeeds_own_adam_when_the_json_names_it(pools, tmp_path, stage, offl
     content = {"zero_optimization": zero, "optimizer": {"type": "AdamW", "params": auto}}
     path.write_text(json.dumps(content))
     case = in_fp32(dataclasses.replace(several_windows(2), max_norm=None))
-    (ours, *_), *_ = pools[2].run(own_adam, path, case)
-    (torchs, *_), *_ = pools[2].run(own_adam, None, case)
-    results = pools[2].run(own_adam, path, case)
-    assert results[0][2] in ("DeepSpeedCPUAdam", "FusedAdam", "CPUAdam")
+    (ours, inside), _ = pools[2].run(own_adam, path, case)
+    (torchs, _), _ = pools[2].run(own_adam, None, case)
+    assert inside in ("DeepSpeedCPUAdam", "FusedAdam", "CPUAdam")
     # DESIGN: it differs from torch's in the 6th digit a step. Were any setting lost, in the 2nd.
     error, parameter = worst_error(ours.weights, torchs.weights)
     assert error < 1e-4, parameter
