@@ -57,8 +57,9 @@ class Store:
     def begin(self, step: int) -> Path:
         """Make the folder into which all ranks then write their shards of `step`."""
         with DiskError.naming(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.folder.parent)
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True)
+                sync_folder(self.folder.parent)
             self.clear()
             saving = self._path(step, SAVING)
             saving.mkdir()
@@ -85,11 +86,13 @@ class Store:
     def clear(self) -> None:
         """Remove what failed or killed saves and deletions left; nothing that is complete."""
         for path, step, kind in self._entries():
-            if kind == REPLACED and not self._path(step).exists():
+            if kind in (SAVING, DELETING):
+                remove_folder(path)
+            elif kind == REPLACED and self._path(step).exists():
+                self._delete([path])
+            elif kind == REPLACED:
                 with DiskError.naming(path):
                     path.rename(self._path(step))
-            elif kind:
-                remove_folder(path)
 
     def candidates(self) -> list[tuple[int, Path]]:
         """Steps and folders of what should be complete checkpoints, the newest first."""
@@ -140,21 +143,21 @@ class Store:
             saving.rename(final)
         sync_folder(self.folder)
         if replaced.is_dir():
-            remove_folder(replaced)
+            self._delete([replaced])
 
     def _delete(self, folders: list[Path]) -> None:
-        doomed = [folder.with_name(folder.name + DELETING) for folder in folders]
+        doomed = [folder.with_suffix(DELETING) for folder in folders]
         for folder, away in zip(folders, doomed, strict=True):
             with DiskError.naming(folder):
                 folder.rename(away)
-        sync_folder(self.folder)  # no half folder under a final name, even after a power cut
+        sync_folder(self.folder)  # no half folder under its old name, even after a power cut
         for away in doomed:
             remove_folder(away)
 
     def _entries(self) -> list[tuple[Path, int, str]]:
-        """What has a name of ours: path, step and the kind, "" where it is final."""
+        """What has a name of ours, by name: path, step and the kind, "" where it is final."""
         try:
-            folders = [path for path in self.folder.iterdir() if path.is_dir()]
+            folders = [path for path in sorted(self.folder.iterdir()) if path.is_dir()]
         except FileNotFoundError:  # before the first save
             return []
         except OSError as error:
