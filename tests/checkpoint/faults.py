@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,22 +123,27 @@ def _serve(message: Path) -> None:
             os.dup2(os.open(message, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
             ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY)  # else root only may attach
             os.kill(os.getpid(), signal.SIGSTOP)
-            sys.exit(_job(Path(folder), verb, numbers))  # after a traceback, if it is not typed
+            _leave_with(Path(folder), verb, numbers)
         os.waitpid(pid, os.WUNTRACED)
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _job(folder: Path, verb: str, numbers: list[int]) -> int:
+def _leave_with(folder: Path, verb: str, numbers: list[int]) -> None:
+    code = 1
     try:
         if verb == "save":
             save(folder, *numbers)
         else:
             Store(folder).prune(*numbers)
+        code = 0
     except GradaccError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+        code = error.exit_code
+    finally:
+        if error := sys.exception():
+            traceback.print_exception(error)
+        os._exit(code)  # an orderly end of the interpreter takes longer than the job
 
 
 if __name__ == "__main__":
