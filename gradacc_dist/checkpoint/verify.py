@@ -47,7 +47,10 @@ def read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:
     with _naming(path):
         content = _regular(path).read_bytes()
     _compare(path, "SHA-256", hashlib.sha256(content).hexdigest(), manifest.file(STATE).sha256)
-    state: dict[str, Any] = json.loads(content)
+    try:
+        state: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}; {REMEDY}") from error
     return state
 
 
