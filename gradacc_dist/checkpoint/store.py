@@ -68,7 +68,8 @@ class Store:
     def commit(self, step: int, shards: Iterable[FileEntry], state: Mapping[str, object]) -> Path:
         """Complete the save of `step`, once all ranks have reported their shards; return it.
 
-        Raises CheckpointError where a shard reported by a rank is not in the folder.
+        Raises CheckpointError where a shard reported by a rank is not in the folder. After a
+        DiskError the new checkpoint may be complete all the same: the error came behind the rename.
         """
         saving, final = self._path(step, SAVING), self._path(step)
         shards = tuple(shards)
