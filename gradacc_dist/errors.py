@@ -6,6 +6,9 @@ terminal: the entry points print its text and leave with its exit code.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +52,12 @@ class ZeroItemsError(DataError):
     """A window holds no supervised item, so its mean loss does not exist."""
 
 
+class CheckpointError(GradaccError):
+    """A checkpoint is incomplete, damaged, or not one of this project's."""
+
+    exit_code = 12
+
+
 class NonFiniteError(GradaccError):
     """A loss or gradient is NaN or infinite; the weights were left as they were."""
 
@@ -62,12 +71,35 @@ class DiskError(GradaccError):
 
     @classmethod
     @contextmanager
-    def naming(cls, path: Path) -> Iterator[None]:
-        """Turn an OSError of the body into a DiskError that names `path` and the cause."""
+    def naming(cls, path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+        """Turn an OSError of the body into a DiskError that names `path` and the cause.
+
+        Of a full or failing disk also its mount point, the bytes free there, and `needed_bytes`,
+        the whole size of what was being written, where that is known.
+        """
         try:
             yield
         except OSError as error:
             raise cls(
-                f"{path}: cannot be written: {error.strerror or error}; "
+                f"{path}: cannot be written: {error.strerror or error}"
+                f"{_room(path, needed_bytes) if error.errno in OF_THE_DISK else ''}; "
                 "free some space there, or set --run.output_dir to a folder that can be written"
             ) from error
+
+
+OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+
+
+def disk_of(path: Path) -> Path:
+    """The mount point of the disk that holds `path`, or will once it is made."""
+    path = path.resolve()
+    return next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
+
+
+def _room(path: Path, needed_bytes: int | None) -> str:
+    disk = disk_of(path)
+    needed = "" if needed_bytes is None else f"{needed_bytes:,} bytes needed, "
+    try:
+        return f" (disk {disk}: {needed}{shutil.disk_usage(disk).free:,} bytes free)"
+    except OSError:  # a device may fail to say even that
+        return f" (disk {disk}: {needed}bytes free unknown)"
