@@ -105,11 +105,13 @@ def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
     """The model's weights on every rank, gathered by torch's or DeepSpeed's own means."""
     state = engine.module.model.state_dict(keep_vars=True)
     if engine.name.startswith("zero"):
+        import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.zero import GatheredParameters
 
         full = {name: safe_get_full_fp32_param(value) for name, value in state.items()}
-        with GatheredParameters([state[name] for name, value in full.items() if value is None]):
+        with deepspeed.zero.GatheredParameters(
+            [state[name] for name, value in full.items() if value is None]
+        ):
             return {n: whole(state[n].detach() if v is None else v) for n, v in full.items()}
     return {name: whole(value.detach()) for name, value in state.items()}
 
