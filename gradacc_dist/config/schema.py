@@ -49,7 +49,22 @@ class Run(Section):
         0, description="Seed of the initial weights, the order of examples, and dropout."
     )
     overwrite: bool = Field(
-        False, description="Replace an earlier run found in output_dir instead of refusing."
+        False, description="Replace an earlier run found in output_dir, its checkpoints included."
+    )
+    resume: str = Field(
+        "auto",
+        description="`auto`: continue from the newest complete checkpoint in output_dir, if there "
+        "is one; `never`: start anew; or the path of a checkpoint to continue from.",
+    )
+    stop_after_steps: PositiveInt | None = Field(
+        None,
+        description="End this invocation after that step of the same schedule, with a checkpoint; "
+        "the same command without it goes on.",
+    )
+    allow_change: tuple[str, ...] = Field(
+        (),
+        description="Sections or fields (`data`, `window`, `optimizer.learning_rate`) that may "
+        "differ from those of the run that is continued.",
     )
 
     @property
@@ -308,7 +323,24 @@ class Evaluate(Section):
 
 
 class Checkpoint(Section):
-    """What is saved."""
+    """What is saved, and when."""
+
+    every_steps: PositiveInt | None = Field(
+        None, description="Steps between checkpoints; unset: by time alone."
+    )
+    every_minutes: PositiveFloat | None = Field(
+        30.0, description="Minutes between checkpoints; null: by steps alone."
+    )
+    keep: Annotated[int, Field(ge=2)] = Field(
+        2, description="Checkpoints that are kept, the newest ones; one alone could be damaged."
+    )
+    keep_every_steps: PositiveInt | None = Field(
+        None, description="Checkpoints at multiples of this step are kept for ever."
+    )
+    on_error: Literal["stop", "continue"] = Field(
+        "stop",
+        description="When a checkpoint cannot be written (disk full): stop, or go on without it.",
+    )
 
     save_model: bool = Field(
         True, description="Write model/ (weights, configuration, tokenizer) at the end."

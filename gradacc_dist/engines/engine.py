@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -92,6 +92,22 @@ class Engine(ABC):
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """The model's full weights on the CPU by name; empty except on rank 0. Collective."""
+
+    @abstractmethod
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that training changes, by name, whole, one tensor at a time. Collective.
+
+        Names as `engines.state` has them, alike and in one order on every rank. Of weights that
+        the arithmetic rounds, the unrounded ones. A tensor may be reused once the next is asked
+        for. To be read to its end.
+        """
+
+    @abstractmethod
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` gave, under any engine and number of ranks. Collective.
+
+        `saved` reads a tensor from disk when it is asked for, onto the CPU.
+        """
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ torch directly, because accelerate offers FSDP on GPUs only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -20,12 +20,13 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gradacc_dist.config.engine import Sharding
 from gradacc_dist.data.batch import MicroBatch
 from gradacc_dist.engines.engine import Engine, Update
 from gradacc_dist.engines.loss_scale import LossScale
+from gradacc_dist.engines.state import load_named_state, named_state
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.engines.weights import take_weights_of_rank_0
 from gradacc_dist.errors import ConfigError
@@ -187,6 +188,14 @@ class FSDP2Engine(Engine):
             named[name] = whole[id(value)]
         return named if self._world.is_main else {}
 
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Gathered one by one."""
+        return named_state(self._module.model, self._optimizer, self._whole)
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Every rank takes its shard."""
+        load_named_state(self._module.model, self._optimizer, saved, _shard_like)
+
     def _whole(self, value: Tensor) -> Tensor:
         """A copy of all shards together. Offloaded ones travel by way of the device."""
         on_device = value.to(self._world.device)
@@ -196,6 +205,18 @@ class FSDP2Engine(Engine):
 def _local(value: Tensor) -> Tensor:
     assert isinstance(value, DTensor)
     return value.to_local()
+
+
+def _shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return value.to(parameter)
+    shard = distribute_tensor(
+        value.to(parameter.device_mesh.device_type, parameter.dtype),
+        parameter.device_mesh,
+        parameter.placements,
+        src_data_rank=None,  # every rank has read the same file
+    )
+    return shard.to(parameter.device)
 
 
 def _units(module: nn.Module) -> Iterator[FSDPModule]:

@@ -1,6 +1,6 @@
 """Every rank holds the whole model: one device alone, or DDP over several."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradacc_dist.data.batch import MicroBatch
 from gradacc_dist.engines.engine import Engine, Update
 from gradacc_dist.engines.loss_scale import LossScale
+from gradacc_dist.engines.state import load_named_state, named_state
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.terms import ObjectiveModule
@@ -181,6 +182,16 @@ class ReplicatedEngine(Engine):
         if not self._world.is_main:
             return {}
         return {name: value.cpu() for name, value in self.module.model.state_dict().items()}
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """What each rank holds."""
+        return named_state(self.module.model, self._optimizer, lambda value: value)
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Every rank reads it all."""
+        load_named_state(
+            self.module.model, self._optimizer, saved, lambda value, parameter: value.to(parameter)
+        )
 
     def _precision(self) -> AbstractContextManager[object]:
         if self._autocast is None:

@@ -249,6 +249,14 @@ class ZeroEngine(Engine):
             named[name] = whole[id(value)]
         return named if self._world.is_main else {}
 
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Gathered one by one."""
+        raise NotImplementedError
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Every rank takes its part."""
+        raise NotImplementedError
+
     def _full(self, name: str, value: Tensor) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
