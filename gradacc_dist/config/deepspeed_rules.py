@@ -2,70 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from gradacc_dist.config.deepspeed import (
     AUTO,
     BUCKETS,
     CONFIG_FILE,
-    FORGOTTEN,
     STAGES,
     USE_DEEPSPEED,
+    VARIABLES,
     DeepSpeed,
     asked_for,
+    launcher_values,
     leaves_of,
     value_at,
 )
+from gradacc_dist.config.deepspeed_keys import FIXED, USABLE
+from gradacc_dist.config.deepspeed_owned import LOWER, disagreement, owned_keys, same
+from gradacc_dist.config.fields import shown
+from gradacc_dist.config.hints import nearest
 from gradacc_dist.config.launcher import is_on
 from gradacc_dist.config.resolved import Resolved
-from gradacc_dist.config.rule import Conflict, Rule, count, said, turns, value
+from gradacc_dist.config.rule import Conflict, Rule, count, said, value
 
 # DeepSpeed's schedules, and the shapes here that have their course after warm-up.
 SHAPES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 ADAM_TYPES = ("adam", "adamw")
-LOWER = ("bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class Owned:
-    """A key of the JSON that `field` decides here; `ours` is the only value it may have."""
-
-    key: str
-    ours: Any
-    field: str
-
-
-def owned_keys(resolved: Resolved, ranks: int) -> Iterator[Owned]:
-    """Every key of a DeepSpeed JSON that this configuration decides. `ours` None: no value can."""
-    config = resolved.config
-    micro_batch, window = config.micro_batch.examples, config.window.examples
-    size = "window.supervised_tokens" if window is None else "window.examples"
-    yield Owned("train_micro_batch_size_per_gpu", micro_batch, "micro_batch.examples")
-    yield Owned("train_batch_size", window, size)
-    yield Owned("gradient_accumulation_steps", turns(resolved, ranks), size)
-    optimizer, schedule = config.optimizer, config.schedule
-    yield Owned("gradient_clipping", optimizer.max_grad_norm or 0, "optimizer.max_grad_norm")
-    for compute in LOWER:
-        enabled = config.precision.compute == compute
-        yield Owned(f"{compute}.enabled", enabled, "precision.compute")
-    for switch in ("amp.enabled", "torch_autocast.enabled"):
-        yield Owned(switch, False, "precision.compute")
-    yield Owned("data_types.grad_accum_dtype", config.precision.accumulate, "precision.accumulate")
-    yield Owned("optimizer.params.lr", optimizer.learning_rate, "optimizer.learning_rate")
-    yield Owned("optimizer.params.betas", list(optimizer.betas), "optimizer.betas")
-    yield Owned("optimizer.params.eps", optimizer.eps, "optimizer.eps")
-    yield Owned("optimizer.params.weight_decay", optimizer.weight_decay, "optimizer.weight_decay")
-    yield Owned("optimizer.params.adam_w_mode", True, "optimizer.name")
-    yield Owned("scheduler.params.warmup_min_lr", 0, "schedule.warmup_steps")
-    rate = optimizer.learning_rate
-    yield Owned("scheduler.params.warmup_max_lr", rate, "optimizer.learning_rate")
-    yield Owned("scheduler.params.warmup_num_steps", schedule.warmup_steps, "schedule.warmup_steps")
-    yield Owned("scheduler.params.warmup_type", "linear", "schedule.shape")
-    steps = "schedule.epochs" if schedule.steps is None else "schedule.steps"
-    yield Owned("scheduler.params.total_num_steps", schedule.steps, steps)
+CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
+MOE_CLASSES = "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES"
+# The model is saved by this project, so that what this asks for does not matter.
+WITHOUT_EFFECT = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
 def one_request(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
@@ -90,24 +56,99 @@ def one_request(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conf
         yield Conflict(CONFIG_FILE, message, names)
 
 
-def known_stage(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
-    """ZeRO has four stages."""
+def launcher_settings(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """What accelerate launch says besides naming a JSON is said there too, and here."""
     for asked in _readable(resolved, environ):
-        if asked.stage not in STAGES or isinstance(asked.stage, bool):
+        for key, theirs in launcher_values(environ).items():
+            in_json = value_at(asked.content, key)
+            if in_json != theirs:
+                message = (
+                    f"accelerate launch asks for {theirs}, but {asked.source} has {key}: "
+                    f"{shown(in_json)}; keep one: set it there, or leave it out at the launcher"
+                )
+                yield Conflict(VARIABLES[key], message, ("engine.deepspeed",))
+        if is_on(environ, USE_DEEPSPEED) and environ.get(MOE_CLASSES):
+            message = (
+                "accelerate launch names classes of experts; name them in the JSON instead: "
+                'zero_optimization: {"leaf_module": {"classes": [...]}}'
+            )
+            yield Conflict(MOE_CLASSES, message, ("engine.deepspeed",))
+
+
+def launcher_clipping(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """One place decides about clipping, and it is optimizer.max_grad_norm."""
+    field = "optimizer.max_grad_norm"
+    theirs = environ.get(CLIPPING) or AUTO
+    is_silent = theirs in ("none", AUTO) or not is_on(environ, USE_DEEPSPEED)
+    if not is_silent and not same(theirs, value(resolved, field) or 0):
+        message = (
+            f"accelerate launch asks for {theirs}, but {said(resolved, field)}; change that, or "
+            "leave gradient_clipping out of accelerate's configuration"
+        )
+        yield Conflict(CLIPPING, message, (field,))
+
+
+def known_stage(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """ZeRO has four stages, and offloads only what a stage shards."""
+    for asked in _readable(resolved, environ):
+        stage = asked.stage
+        if type(stage) is not int or stage not in STAGES:
             yield _conflict(
                 asked,
-                f"zero_optimization.stage: {json.dumps(asked.stage)} is not a stage of ZeRO; needs "
+                f"zero_optimization.stage: {shown(stage)} is not a stage of ZeRO; needs the number "
                 "0, 1 (optimizer state is sharded), 2 (gradients too) or 3 (weights too)",
             )
+            continue
+        for what, least in (("offload_optimizer", 1), ("offload_param", 3)):
+            device = value_at(asked.content, f"zero_optimization.{what}.device")
+            if device not in (None, "none", AUTO) and stage < least:
+                yield _conflict(
+                    asked,
+                    f"zero_optimization.{what}.device: {shown(device)} does nothing under "
+                    f"ZeRO-{stage}; remove the block, or use stage {least}",
+                )
+
+
+def usable_keys(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """A key that DeepSpeed does not know, or that would change the result; blocks are objects."""
+    for asked in _readable(resolved, environ):
+        for block, names in USABLE.items():
+            content = value_at(asked.content, block) if block else asked.content
+            if not isinstance(content, Mapping):
+                if content not in (None, AUTO):
+                    yield _conflict(
+                        asked, f"{block}: {shown(content)} is not an object; write {{...}}"
+                    )
+                continue
+            for name in content:
+                if name not in names and not name.startswith("_"):
+                    key = f"{block}.{name}" if block else name
+                    likely = nearest(name, names)
+                    meant = f", or did you mean {likely[0]}?" if likely else ""
+                    yield _conflict(asked, f"{key}: a key without use here; remove it{meant}")
+
+
+def fixed_values(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """What the result relies on is left as it is."""
+    for asked in _readable(resolved, environ):
+        for key, (needed, reason) in FIXED.items():
+            theirs = value_at(asked.content, key)
+            if theirs not in (None, AUTO, needed):
+                yield _conflict(
+                    asked,
+                    f"{key}: {shown(theirs)} is not possible: {reason}; remove the key or set it "
+                    f"to {shown(needed)}",
+                )
 
 
 def owned_values(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
     """One source of truth: a key this project owns is absent, "auto", or says the same."""
+    ranks = count(environ, "WORLD_SIZE")
     for asked in _readable(resolved, environ):
-        for owned in owned_keys(resolved, count(environ, "WORLD_SIZE")):
+        for owned in owned_keys(resolved, ranks):
             theirs = value_at(asked.content, owned.key)
-            if theirs not in (None, AUTO) and not _same(theirs, owned.ours):
-                yield _conflict(asked, _disagreement(resolved, owned, theirs), owned.field)
+            if theirs not in (None, AUTO) and not same(theirs, owned.ours):
+                yield _conflict(asked, disagreement(resolved, owned, theirs, ranks), owned.field)
 
 
 def optimizer_type(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
@@ -115,10 +156,10 @@ def optimizer_type(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[C
     for asked in _readable(resolved, environ):
         kind = value_at(asked.content, "optimizer.type")
         is_adam = str(kind).lower() in ADAM_TYPES and resolved.config.optimizer.name == "adamw"
-        if "optimizer" in asked.content and not is_adam:
+        if isinstance(asked.content.get("optimizer"), Mapping) and not is_adam:
             yield _conflict(
                 asked,
-                f"optimizer.type: {json.dumps(kind)} conflicts with "
+                f"optimizer.type: {shown(kind)} conflicts with "
                 f"{said(resolved, 'optimizer.name')}; only Adam or AdamW can be named there, with "
                 "optimizer.name: adamw; otherwise remove the block",
                 "optimizer.name",
@@ -127,22 +168,35 @@ def optimizer_type(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[C
 
 def scheduler_type(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
     """The section schedule decides the learning rate; the JSON may only say the same."""
+    schedule = resolved.config.schedule
     for asked in _readable(resolved, environ):
         kind = value_at(asked.content, "scheduler.type")
-        if "scheduler" in asked.content and SHAPES.get(kind) != resolved.config.schedule.shape:
-            likely = f" (that is schedule.shape: {SHAPES[kind]})" if kind in SHAPES else ""
+        shape = SHAPES.get(str(kind))
+        if not isinstance(asked.content.get("scheduler"), Mapping):
+            continue
+        if shape != schedule.shape:
+            change = f"set schedule.shape: {shape}" if shape else "choose WarmupLR (constant), "
+            change += "" if shape else "WarmupDecayLR (linear) or WarmupCosineLR (cosine)"
             yield _conflict(
                 asked,
-                f"scheduler.type: {json.dumps(kind)}{likely} conflicts with "
-                f"{said(resolved, 'schedule.shape')}; remove the block, or change the field",
+                f"scheduler.type: {shown(kind)} conflicts with "
+                f"{said(resolved, 'schedule.shape')}; remove the block, or {change}",
                 "schedule.shape",
+            )
+        elif kind == "WarmupDecayLR" and schedule.final_fraction != 0:
+            yield _conflict(
+                asked,
+                f"scheduler.type: {shown(kind)} ends at 0, but "
+                f"{said(resolved, 'schedule.final_fraction')}; remove the block, or set "
+                "schedule.final_fraction: 0",
+                "schedule.final_fraction",
             )
 
 
 def resolvable(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:
     """ "auto" where nobody knows what it stands for."""
-    known = {owned.key for owned in owned_keys(resolved, 1)}
-    known |= {f"zero_optimization.{name}" for name in (*BUCKETS, *FORGOTTEN)}
+    known = {owned.key for owned in owned_keys(resolved, 1)} | {*FIXED, *VARIABLES, WITHOUT_EFFECT}
+    known |= {f"zero_optimization.{name}" for name in BUCKETS}
     for asked in _readable(resolved, environ):
         for key, theirs in leaves_of(asked.content):
             if theirs == AUTO and key not in known:
@@ -221,31 +275,13 @@ def _conflict(asked: DeepSpeed, message: str, *fields: str) -> Conflict:
     return Conflict(asked.at, f"{asked.source}: {message}", ("engine.deepspeed", *fields))
 
 
-def _disagreement(resolved: Resolved, owned: Owned, theirs: Any) -> str:
-    field = said(resolved, owned.field)
-    if owned.ours is None:
-        ours = f"{field}, from which it follows window by window"
-    elif owned.key == "gradient_accumulation_steps":
-        micro_batch = said(resolved, "micro_batch.examples")
-        ours = f"{owned.ours}, which follows from {field}, {micro_batch} and the ranks"
-    else:
-        ours = field
-    return (
-        f"{owned.key}: {json.dumps(theirs)} conflicts with {ours}; remove the key or set it to "
-        '"auto", or change the field'
-    )
-
-
-def _same(theirs: Any, ours: Any) -> bool:
-    if isinstance(theirs, list) and isinstance(ours, list):
-        return len(theirs) == len(ours) and all(map(_same, theirs, ours))
-    # True == 1 in Python.
-    return bool(isinstance(theirs, bool) == isinstance(ours, bool) and theirs == ours)
-
-
 DEEPSPEED_RULES: tuple[Rule, ...] = (
     one_request,
+    launcher_settings,
+    launcher_clipping,
     known_stage,
+    usable_keys,
+    fixed_values,
     owned_values,
     optimizer_type,
     scheduler_type,

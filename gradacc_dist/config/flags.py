@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+LOCAL_RANK = ("--local_rank", "--local-rank")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,11 @@ class Flag:
         return self.name.lstrip("-")
 
 
-def parse_command_line(argv: Sequence[str]) -> CommandLine:
-    """Pick out `--config`, `--check` and `--help`; never raises, and keeps all else in order."""
+def parse_command_line(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> CommandLine:
+    """Pick out `--config`, `--check` and `--help`; never raises, and keeps all else in order.
+
+    The `deepspeed` launcher adds `--local_rank`, of which the environment says the same: left out.
+    """
     path: Path | None = None
     rest: list[str] = []
     check = wants_help = False
@@ -46,6 +52,8 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         elif flag.name == "--check":
             check = True
             rest += [flag.text] if flag.text is not None else []
+        elif flag.name in LOCAL_RANK and flag.text and flag.text == environ.get("LOCAL_RANK"):
+            continue
         else:
             rest += [flag.name] if flag.text is None else [f"{flag.name}={flag.text}"]
     return CommandLine(path, tuple(rest), check, wants_help)

@@ -106,7 +106,7 @@ def switch(compute: str) -> Translation:
     """`bf16: true` and its like: a number format that is on or off."""
 
     def translate(value: object, _given: Mapping[str, object]) -> Advice:
-        if value is False:
+        if value is False or value == {"enabled": False}:
             return Advice("precision.compute", note="nothing to switch off: remove it")
         return number_format(compute, {})
 
@@ -169,7 +169,6 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "dataset_path": renamed("data.train"),
         "datasets": replaced("data.train", "one source, or [{path: ..., weight: ...}, ...]"),
         "ddp_timeout": renamed("engine.timeout_seconds"),
-        "deepspeed": renamed("engine.deepspeed"),
         "eval_batch_size": EVALUATION_BATCH,
         "eval_dataset": renamed("data.evaluate"),
         "eval_steps": renamed("evaluate.every_steps"),
@@ -230,6 +229,8 @@ FOREIGN: Mapping[str, Translation] = MappingProxyType(
         "warmup_ratio": warmup_ratio,
         "weight_decay_rate": renamed("optimizer.weight_decay"),
         "world_size": RANKS,
-        "zero_optimization": other_engine,
+        "zero_optimization": replaced(
+            "engine.deepspeed", "a DeepSpeed JSON that holds it, e.g. configs/deepspeed/zero2.json"
+        ),
     }
 )

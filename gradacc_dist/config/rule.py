@@ -33,9 +33,9 @@ def value(resolved: Resolved, path: str) -> object:
 
 
 def count(environ: Mapping[str, str], variable: str) -> int:
-    """A count from the environment; 1 where it is unset or, like DeepSpeed's `auto`, no number."""
+    """A count from the environment; 1 where it is unset or, like accelerate's `auto`, no number."""
     text = environ.get(variable, "")
-    return int(text) if text.isdecimal() else 1
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def turns(resolved: Resolved, ranks: int) -> int | None:

@@ -278,7 +278,8 @@ class Engine(Section):
     deepspeed: Path | None = Field(
         None,
         description="DeepSpeed's JSON: ZeRO stage, offload, buckets. What this configuration "
-        'decides (batch sizes, clipping, precision) is left out there or "auto".',
+        "decides (batch sizes, clipping, optimizer, schedule, precision) is left out there, "
+        '"auto", or the same; unset: what accelerate launch asks for.',
     )
     reduce: Literal["auto", "window", "micro_batch"] = Field(
         "auto",

@@ -34,6 +34,8 @@ from gradacc_dist.world import World, form_group_alone
 
 def import_deepspeed(device: torch.device) -> Any:
     """The deepspeed module. Raises ConfigError naming what is missing."""
+    # Without a launcher there is one rank, and DeepSpeed insists on being told.
+    os.environ.setdefault("LOCAL_RANK", "0")
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _check_compiler()

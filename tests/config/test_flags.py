@@ -30,6 +30,20 @@ def test_command_lines(argv, expected):
     assert parse_command_line(argv) == expected
 
 
+@pytest.mark.parametrize("flag", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
+def test_the_deepspeed_launcher_says_the_local_rank_twice(flag):
+    """Launched by `deepspeed`, whose launcher/launch.py adds the flag that its variable repeats."""
+    argv = [*flag, "--run.seed", "1"]
+    assert parse_command_line(argv, {"LOCAL_RANK": "1"}).flags == ("--run.seed=1",)
+    for environ in ({}, {"LOCAL_RANK": "0"}, {"LOCAL_RANK": ""}):
+        assert len(parse_command_line(argv, environ).flags) == 2
+    bare = parse_command_line(["--local_rank"], {}).flags
+    assert bare == ("--local_rank",)
+    assert parse_command_line(["--local_rank="], {"LOCAL_RANK": ""}).flags == ("--local_rank=",)
+    with pytest.raises(ConfigError, match="--local_rank: unknown flag"):
+        load(None, ["--local_rank=1"], {"LOCAL_RANK": "0"})
+
+
 def test_split_pairs_flags_with_values():
     tokens = ["--a.b", "1", "--c.d=x=y", "--e.f", "--g.h", "-.5", "stray", "--i.j="]
     assert split(tokens) == [
@@ -77,6 +91,7 @@ def test_values_of_flags_are_read_like_those_of_a_file(flags, section, field, me
     ("flags", "message"),
     [
         (["--window.exampels", "3"], "--window.exampels: unknown flag; did you mean --window.ex"),
+        (["--deepspeed", "ds.json"], "--deepspeed: unknown flag; write --engine.deepspeed ds.json"),
         (["--micro-batch.examples=3"], "unknown flag; write --micro_batch.examples 3"),
         (["--lr", "5e-5"], "--lr: unknown flag; write --optimizer.learning_rate 5e-05"),
         (["--adam_beta1=0.8"], "write --optimizer.betas '[0.8, 0.95]'"),

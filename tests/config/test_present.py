@@ -82,7 +82,8 @@ def as_rules_want_it(config: Config, model: dict[str, object]) -> Config:
     if schedule.epochs is not None:
         schedule = schedule.model_copy(update={"steps": None})
     only_fsdp2 = dict.fromkeys(FSDP2_FIELDS)
-    engine = config.engine.model_copy(update={"name": "auto", **only_fsdp2})
+    engine = config.engine.model_copy(update={"name": "auto", "deepspeed": None, **only_fsdp2})
+    precision = config.precision.model_copy(update={"accumulate": "fp32"})
     data = config.data
     if schedule.epochs is not None or not isinstance(data.train, str):
         data = data.model_copy(update={"streaming": False})
@@ -92,6 +93,7 @@ def as_rules_want_it(config: Config, model: dict[str, object]) -> Config:
         "window": window,
         "schedule": schedule,
         "engine": engine,
+        "precision": precision,
         "model": chosen,
     }
     return config.model_copy(update=update)

@@ -95,11 +95,20 @@ def test_fields_that_agree(sections):
             ["asks for bf16", "precision.compute: fp32 (at precision.compute)", "_precision no"],
         ),
         (
-            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2"},
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "3", "WORLD_SIZE": "2"},
             "auto",
-            ["asks for 4 accumulation steps", "2 ranks", "set window.examples: 64"],
+            ["asks for 3 accumulation steps", "2 ranks", "set window.examples: 48"],
         ),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "auto", ["DeepSpeed", "can be auto, single, ddp"]),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "0"},
+            "auto",
+            ["asks for 4 accumulation steps", "set window.examples: 32"],
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "2"},
+            "ddp",
+            ["asks for DeepSpeed, but engine.name: ddp (at engine.name)", "auto or deepspeed"],
+        ),
         ({"ACCELERATE_USE_FSDP": "True"}, "auto", ["version 1, acc", "--fsdp_version 2"]),
         ({"ACCELERATE_USE_FSDP": "1", "FSDP_VERSION": "1"}, "auto", ["FSDP version 1, but"]),
         (
@@ -138,6 +147,8 @@ def test_an_environment_that_conflicts(environ, engine, expected):
         ({"WORLD_SIZE": ""}, "single"),
         ({"ACCELERATE_MIXED_PRECISION": "no"}, "auto"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, "auto"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}, "auto"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2"}, "auto"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, "auto"),
         ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": ""}, "auto"),
         ({"FSDP_VERSION": "1", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "auto"),
