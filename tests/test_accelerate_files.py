@@ -10,7 +10,11 @@ import shlex
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
 from launching import ACCELERATE_FILES, ROOT
 
 from gradacc_dist.config.engine import choose_engine
@@ -36,6 +40,9 @@ def launched(name: str, monkeypatch):
     program, verb, *flags = command_on_top(name)
     assert (program, verb) == ("accelerate", "launch")
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(flags))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""  # of no use to this project
+        return args, {**prepare_deepspeed_cmd_env(args)[1], "WORLD_SIZE": str(args.num_processes)}
     if args.use_fsdp or args.multi_gpu:
         # torchrun adds how many ranks there are.
         return args, {**prepare_multi_gpu_env(args), "WORLD_SIZE": str(args.num_processes)}
@@ -52,7 +59,8 @@ def test_the_command_on_top_starts_the_engine_of_the_name(name, monkeypatch):
     ranks = 1 if engine == "single" else 6
     assert args.num_processes == ranks
     choice = choose_engine(load(None, environ=environ).config.engine, environ, ranks)
-    assert choice.name == engine
+    stage = choice.deepspeed.stage if choice.deepspeed else ""
+    assert choice.name.replace("deepspeed", f"zero{stage}") == engine
     # Without a device of such a number torch finds no GPU, on a machine that has some too.
     hidden = environ.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
     assert hidden == (device == "cpu")
@@ -62,7 +70,10 @@ def test_the_command_on_top_starts_the_engine_of_the_name(name, monkeypatch):
 def test_hosts_are_told_apart_on_the_command_line(name, monkeypatch):
     args, _ = launched(name, monkeypatch)
     assert (args.nnodes, args.node_rank, args.nproc_per_node) == ("2", 1, "3")
-    assert (args.rdzv_endpoint, args.rdzv_backend) == ("n1:1234", "static")
+    assert args.rdzv_backend == "static"
+    # accelerate's DeepSpeed launcher says the same in other words.
+    place = args.rdzv_endpoint or f"{args.master_addr}:{args.master_port}"
+    assert place == "n1:1234"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "gpu" in name])
@@ -80,7 +91,7 @@ def test_cpu_and_gpu_differ_in_the_device_only(name):
 
 def test_there_is_one_for_each_device_engine_and_number_of_hosts():
     engines = {name.rsplit("_", 1)[-1] for name in NAMES}
-    assert {"single", "ddp", "fsdp2"} <= engines
+    assert engines == {"single", "ddp", "fsdp2", "zero1", "zero2", "zero3"}
     wanted = {f"{device}_{engine}" for device in ("cpu", "gpu") for engine in engines}
     wanted |= {f"multinode_{name}" for name in wanted if not name.endswith("_single")}
     assert set(NAMES) == wanted

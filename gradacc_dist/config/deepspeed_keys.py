@@ -73,6 +73,10 @@ FIXED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "bf16.bf16_optimizer_states": (False, _IN_FP32),
         "fp16.fp16_master_weights_and_grads": (False, _IN_FP32),
         "zero_optimization.compute_grad_norm": (True, "it is clipped by and reported"),
+        "zero_optimization.round_robin_gradients": (
+            False,
+            "DeepSpeed then gives its gradients out wrong, so they cannot be checked or saved",
+        ),
         "zero_optimization.zero_quantized_weights": (False, _ROUNDED),
         "zero_optimization.zero_quantized_nontrainable_weights": (False, _ROUNDED),
         "zero_optimization.zero_quantized_gradients": (False, _ROUNDED),

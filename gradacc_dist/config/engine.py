@@ -59,7 +59,9 @@ def _name(
     config: Engine, environ: Mapping[str, str], ranks: int, deepspeed: DeepSpeed | None
 ) -> tuple[str, str]:
     if deepspeed is not None:
-        return "deepspeed", f"{deepspeed.at} asks for it ({deepspeed.source})"
+        who = "accelerate launch" if deepspeed.at.startswith("ACCELERATE") else deepspeed.at
+        where = "" if deepspeed.source in (who, deepspeed.at) else f" ({deepspeed.source})"
+        return "deepspeed", f"{who} asks for it{where}"
     if config.name != "auto":
         return config.name, "engine.name asks for it"
     if asks_for_fsdp(environ):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from gradacc_dist.data.batch import MicroBatch, collate
@@ -104,8 +105,8 @@ class ZeroEngine(Engine):
         precise = _copies(module)
         optimizer, settings = _optimizer(build_optimizer(module), settings)
         with redirect_stdout(StringIO()):  # prints how much memory it has, and that it compiled
-            self._engine, self._optimizer, *_ = deepspeed.initialize(
-                model=module, config=settings, dist_init_required=False, **optimizer
+            self._engine, self._optimizer, *_ = _initialize(
+                deepspeed, model=module, config=settings, dist_init_required=False, **optimizer
             )
         self._unchanging = self._restore(precise)
         self._window = ExitStack()
@@ -266,6 +267,20 @@ class ZeroEngine(Engine):
             return self._unchanging[name]
         full = safe_get_full_fp32_param(value) if self._stage > 0 else None
         return value.detach() if full is None else full
+
+
+def _initialize(deepspeed: Any, **arguments: Any) -> Any:
+    try:
+        return deepspeed.initialize(**arguments)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: got {e['input']!r} ({e['msg']})"
+            for e in error.errors()
+        )
+        raise ConfigError(
+            f"the DeepSpeed JSON is not taken by DeepSpeed {deepspeed.__version__}: {mistakes}",
+            same_on_all_ranks=True,
+        ) from error
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:

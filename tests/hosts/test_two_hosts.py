@@ -66,7 +66,7 @@ def train_on(hosts, engine: str, config: Path, output: Path) -> dict[str, str]:
     return {name: ended.stdout for name, ended in done.items()}
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
 def test_two_hosts_with_two_ranks_each_are_one_process(engine, config, alone, two_hosts):
     """ids and denominators exactly; loss and gradient norm to fp32 rounding (6e-8 a sum of
     thousands of products, grown a little by each step's new weights)."""
