@@ -1,19 +1,23 @@
-# `make demo` trains a small model on two ranks; `make test` lints and runs every test.
-# Both set up .venv first, from the versions in constraints.txt.
+# `make demo` trains a small model on two ranks; `make test` lints and runs the tests, but for those
+# of `make test-cluster`: whole runs under every engine, and two hosts. All set up .venv first, from
+# the versions in constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-cluster lint setup clean
 
 demo: setup
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu_ddp.yaml \
 		-m gradacc_dist.train --config configs/demo.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -29,6 +29,10 @@ def launcher(name: str, ranks: int) -> list[str]:
     if name == "torchrun":
         standalone = ["--standalone", "--nproc-per-node", str(ranks)]
         return [sys.executable, "-m", "torch.distributed.run", *standalone]
+    if name == "deepspeed":
+        # As its script bin/deepspeed does.
+        main = "from deepspeed.launcher.runner import main; main()"
+        return [sys.executable, "-c", main, "--num_gpus", str(ranks), "--module"]
     assert name == "python"
     return [sys.executable]
 
@@ -36,7 +40,14 @@ def launcher(name: str, ranks: int) -> list[str]:
 def environment() -> dict[str, str]:
     """With the threads a launcher would give each rank; nothing of accelerate's leaks."""
     inherited = {name: value for name, value in os.environ.items() if "ACCELERATE" not in name}
-    return inherited | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    return (
+        inherited
+        | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        | {
+            # What launchers find out by themselves, with a warning.
+            "DS_ACCELERATOR": "cpu"
+        }
+    )
 
 
 def run(command: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -61,7 +72,9 @@ def train(
     config: Path, output: Path, *flags: str, name: str = "python", ranks: int = 1
 ) -> subprocess.CompletedProcess[str]:
     """`gradacc_dist.train` with `config`, into `output`."""
-    return run([*launcher(name, ranks), *program(config, output, *flags)])
+    what = program(config, output, *flags)
+    # DeepSpeed's launcher is told of a module before its name, and once.
+    return run([*launcher(name, ranks), *(what[1:] if name == "deepspeed" else what)])
 
 
 def ledger(output: Path, kind: str = "train") -> list[dict]:

@@ -1,17 +1,21 @@
 """The main job under each engine, started as users start it: the engine changes nothing else."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from launching import accelerate, launcher, ledger, program, run, train
+from launching import ROOT, accelerate, launcher, ledger, program, run, train
 from safetensors.torch import load_file
 from test_train import write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradacc_dist.data import tokenizer as tokenizers
+from gradacc_dist.engines import zero
+from gradacc_dist.errors import ConfigError
 
 STEPS = 4
 
@@ -102,3 +106,77 @@ def test_a_planted_factor_stops_before_training(folder):
     assert printed.count("the gradients it hands over are 0.5 times") == 1
     assert "averages over the ranks where it promised a sum" in printed
     assert not (folder / "planted" / "ledger.jsonl").exists()
+
+
+def same_run(ours: Path, theirs: Path) -> None:
+    """ids and denominators exactly; loss and gradient norm to fp32 rounding."""
+    for mine, other in zip(ledger(ours), ledger(theirs), strict=True):
+        for exact in ("example_ids_sha256", "supervised_tokens", "input_tokens", "learning_rate"):
+            assert mine[exact] == other[exact]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-6)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> Path:
+    done = train(folder / "run.yaml", folder / "one")
+    assert done.returncode == 0, done.stderr
+    return folder / "one"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["accelerate", "torchrun", "deepspeed"])
+def test_deepspeed_under_every_launcher(folder, alone, name):
+    """Chosen by an accelerate YAML, or by the path of a JSON."""
+    output = folder / f"zero3_{name}"
+    if name == "accelerate":
+        what = program(folder / "run.yaml", output)
+        done = run([*accelerate("cpu_zero3", "--num_processes", "2"), *what])
+    else:
+        json_path = str(ROOT / "configs" / "deepspeed" / "zero3.json")
+        flags = ("--engine.deepspeed", json_path)
+        done = train(folder / "run.yaml", output, *flags, name=name, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "zero3 on cpu: " in " ".join(done.stdout.split())
+    assert {line["engine"] for line in ledger(output)} == {"zero3"}
+    same_run(output, alone)
+    ours, theirs = (load_file(run_ / "model" / "model.safetensors") for run_ in (output, alone))
+    assert ours.keys() == theirs.keys()
+    for weight, value in theirs.items():
+        torch.testing.assert_close(ours[weight], value, rtol=1e-4, atol=1e-6)
+
+
+def without(folder: Path, *missing: str) -> list[str]:
+    """A program that trains where these modules cannot be imported."""
+    program_ = folder / "without.py"
+    program_.write_text(
+        "import sys\n"
+        f"for name in {missing}: sys.modules[name] = None\n"
+        "from gradacc_dist.train import main\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    return [sys.executable, str(program_), "--config", str(folder / "run.yaml")]
+
+
+def test_c9_deepspeed_that_is_missing_is_named(folder):
+    """One line, exit code 10; and nobody misses it who did not choose it."""
+    chosen = ["--engine.deepspeed", str(ROOT / "configs" / "deepspeed" / "zero2.json")]
+    done = run([*without(folder, "deepspeed"), "--run.output_dir", str(folder / "no"), *chosen])
+    assert done.returncode == 10
+    assert done.stderr.startswith("ConfigError: engine.name: deepspeed cannot be used: ")
+    assert "pip install 'gradacc-dist[deepspeed]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    few = ["--schedule.steps", "1", "--checkpoint.save_model", "false"]
+    done = run([*without(folder, "deepspeed"), "--run.output_dir", str(folder / "other"), *few])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("missing", ["ninja", "c++"])
+def test_what_deepspeed_compiles_with_is_named(monkeypatch, missing):
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # restored afterwards
+    monkeypatch.setattr(zero.shutil, "which", lambda tool: None if tool == missing else tool)
+    with pytest.raises(ConfigError, match="compiles an operator on CPUs") as caught:
+        zero.import_deepspeed(torch.device("cpu"))
+    assert f"needs {missing}, not found on PATH" in str(caught.value)
+    assert "engine.name: fsdp2 or ddp" in str(caught.value)

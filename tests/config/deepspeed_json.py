@@ -4,7 +4,6 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 from test_rules import messages
 
 
@@ -30,6 +29,6 @@ def objections(path: str, environ=None, **sections) -> list[str]:
 def source_of(package: str, path: str) -> str:
     """A file of an installed package, which is not imported."""
     found = find_spec(package)
-    if found is None or found.origin is None:
-        pytest.skip(f"{package} is not installed")
+    assert found is not None, f"{package} is not installed"
+    assert found.origin is not None
     return (Path(found.origin).parent / path).read_text()

@@ -10,6 +10,7 @@ from launching import ROOT, accelerate, environment, ledger, program, train
 from safetensors.torch import load_file
 from test_train import write_rows
 
+pytestmark = pytest.mark.cluster
 STEPS = 4
 # Six processes import torch on what may be two processors, then train for a second.
 LIMIT_SECONDS = 180

@@ -1,0 +1,96 @@
+"""Twenty steps of the demo under each engine are the same twenty steps.
+
+AdamW hides a wrong scale (contract 7), so what is compared is the gradient norm, beside the ids
+and denominators; and the same run with a planted factor of 2 is told apart.
+"""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from gradacc_dist.config.load import load
+from gradacc_dist.engines.replicated import ReplicatedEngine
+from gradacc_dist.engines.zero import ZeroEngine
+from gradacc_dist.training import train
+
+pytestmark = pytest.mark.cluster
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
+STEPS = 20
+ENGINES = ["ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3", "zero3_offload"]
+# A step's loss and norm are sums of thousands of products, rounded at 6e-8 each; each step's
+# weights differ by that, and AdamW divides small gradients by themselves, which grows it some
+# tenfold in twenty steps.
+ROUNDING = 1e-5
+
+
+def run_demo(world, name, output, cache, doubled=False):
+    """The packaged demo, cut to 20 steps, on the pool's ranks. Collective."""
+    flags = ["--run.output_dir", output, "--data.cache_dir", cache]
+    flags += ["--schedule.steps", str(STEPS), "--schedule.warmup_steps", "2"]
+    flags += ["--evaluate.examples", "8", "--checkpoint.save_model", "false"]
+    flags += ["--track.sample_tokens", "0"]
+    if name.startswith("zero"):
+        flags += ["--engine.deepspeed", str(CONFIGS / f"{name}.json")]
+    else:
+        flags += ["--engine.name", name]
+    environ = {"WORLD_SIZE": str(world.ranks)}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            patch("gradacc_dist.training.start", lambda *_: contextlib.nullcontext(world))
+        )
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if doubled:
+            for engine in (ReplicatedEngine, ZeroEngine):
+                right = engine.backward
+                wrong = lambda self, loss, right=right: right(self, 2 * loss)  # noqa: E731
+                stack.enter_context(patch.object(engine, "backward", wrong))
+            stack.enter_context(patch("gradacc_dist.engines.build.confirm_reduction_factor"))
+        train(load(None, flags, environ))
+
+
+def ledger(folder):
+    lines = map(json.loads, (folder / "ledger.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def alone(pools, tmp_path_factory):
+    """The run of one device, and the cache of tokens."""
+    folder = tmp_path_factory.mktemp("demo")
+    pools[1].run(run_demo, "single", str(folder / "single"), str(folder / "cache"))
+    return ledger(folder / "single"), folder
+
+
+def assert_same_run(ours, theirs):
+    assert len(ours) == len(theirs) == STEPS
+    for mine, other in zip(ours, theirs, strict=True):
+        for exact in ("step", "example_ids_sha256", "supervised_tokens", "learning_rate"):
+            assert mine[exact] == other[exact]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=ROUNDING)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_twenty_steps_of_the_demo_are_the_same(pools, alone, name):
+    single, folder = alone
+    pools[2].run(run_demo, name, str(folder / name), str(folder / "cache"))
+    found = ledger(folder / name)
+    assert {line["engine"] for line in found} == {name.removesuffix("_offload")}
+    assert_same_run(found, single)
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero2"])
+def test_a_planted_factor_of_2_is_told_apart(pools, alone, name):
+    """Its losses alone would pass."""
+    single, folder = alone
+    output = folder / f"{name}_doubled"
+    pools[2].run(run_demo, name, str(output), str(folder / "cache"), True)
+    found = ledger(output)
+    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(found, single, strict=True))
+    assert worst < 0.01
+    with pytest.raises(AssertionError):
+        assert_same_run(found, single)
