@@ -18,9 +18,6 @@ from transformers import (
 from gradacc_dist.config.schema import Model, Precision
 from gradacc_dist.errors import ConfigError
 
-# Of the weights: arithmetic in lower precision keeps them in float32.
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
-
 
 def build_model(
     config: Model, precision: Precision, tokenizer: PreTrainedTokenizerBase, seed: int
@@ -41,7 +38,8 @@ def build_model(
             f"{len(tokenizer)} or leave it out"
         )
     _refuse_dependence_on_layout(model.config)
-    return model.to(DTYPES[precision.compute]).train()
+    # Arithmetic in lower precision keeps the weights in float32.
+    return model.to(torch.float64 if precision.compute == "fp64" else torch.float32).train()
 
 
 def check_positions(model: PreTrainedModel, longest: int) -> None:

@@ -172,6 +172,14 @@ def test_c9_deepspeed_that_is_missing_is_named(folder):
     assert done.returncode == 0, done.stderr
 
 
+def test_float16_on_a_cpu_is_refused(folder):
+    """With the remedy, under whichever engine."""
+    done = train(folder / "run.yaml", folder / "half", "--precision.compute", "fp16")
+    assert done.returncode == 10
+    assert done.stderr.startswith("ConfigError: precision.compute: fp16 is for GPUs, but")
+    assert "set precision.compute: bf16 or fp32" in done.stderr
+
+
 @pytest.mark.parametrize("missing", ["ninja", "c++"])
 def test_what_deepspeed_compiles_with_is_named(monkeypatch, missing):
     monkeypatch.setenv("PATH", os.environ["PATH"])  # restored afterwards
