@@ -52,6 +52,10 @@ class Engine(ABC):
         return None
 
     @abstractmethod
+    def restore_loss_scale(self, value: float) -> None:
+        """Go on with the `loss_scale` of an earlier run; of no effect in formats without one."""
+
+    @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around one forward and backward. `last`: gradients are complete after this one."""
 

@@ -26,7 +26,7 @@ from gradacc_dist.config.engine import Sharding
 from gradacc_dist.data.batch import MicroBatch
 from gradacc_dist.engines.engine import Engine, Update
 from gradacc_dist.engines.loss_scale import LossScale
-from gradacc_dist.engines.state import load_named_state, named_state
+from gradacc_dist.engines.state import copy_like, load_named_state, named_state
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.engines.weights import take_weights_of_rank_0
 from gradacc_dist.errors import ConfigError
@@ -114,6 +114,11 @@ class FSDP2Engine(Engine):
     def loss_scale(self) -> float | None:
         """See Engine."""
         return self._loss_scale.value if self._loss_scale else None
+
+    def restore_loss_scale(self, value: float) -> None:
+        """See Engine."""
+        if self._loss_scale is not None:
+            self._loss_scale.restore(value)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -208,8 +213,9 @@ def _local(value: Tensor) -> Tensor:
 
 
 def _shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of this rank's part."""
     if not isinstance(parameter, DTensor):
-        return value.to(parameter)
+        return copy_like(value, parameter)
     shard = distribute_tensor(
         value.to(parameter.device_mesh.device_type, parameter.dtype),
         parameter.device_mesh,

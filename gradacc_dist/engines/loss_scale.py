@@ -23,6 +23,11 @@ class LossScale:
         self.value = FIRST
         self._num_good = 0
 
+    def restore(self, value: float) -> None:
+        """Go on at the scale of an earlier run, as after an overflow: patience starts anew."""
+        self.value = value
+        self._num_good = 0
+
     def remove(self, gradients: Sequence[Tensor]) -> None:
         """Bring gradients of a scaled loss to their size, in place."""
         if gradients:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradacc_dist.data.batch import MicroBatch
 from gradacc_dist.engines.engine import Engine, Update
 from gradacc_dist.engines.loss_scale import LossScale
-from gradacc_dist.engines.state import load_named_state, named_state
+from gradacc_dist.engines.state import copy_like, load_named_state, named_state
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.terms import ObjectiveModule
@@ -93,6 +93,11 @@ class ReplicatedEngine(Engine):
     def loss_scale(self) -> float | None:
         """See Engine."""
         return self._loss_scale.value if self._loss_scale else None
+
+    def restore_loss_scale(self, value: float) -> None:
+        """See Engine."""
+        if self._loss_scale is not None:
+            self._loss_scale.restore(value)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -189,9 +194,7 @@ class ReplicatedEngine(Engine):
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
         """Every rank reads it all."""
-        load_named_state(
-            self.module.model, self._optimizer, saved, lambda value, parameter: value.to(parameter)
-        )
+        load_named_state(self.module.model, self._optimizer, saved, copy_like)
 
     def _precision(self) -> AbstractContextManager[object]:
         if self._autocast is None:

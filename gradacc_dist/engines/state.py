@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+STEP = "step"
+"""How often an optimizer has updated a parameter: float32 without dimensions."""
+
 
 def named_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, whole: Callable[[Tensor], Tensor]
@@ -21,7 +24,8 @@ def named_state(
         yield name, whole(value.detach())
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{key}/{name}", whole(torch.as_tensor(value))
+            tensor = torch.as_tensor(value, dtype=torch.float32 if key == STEP else None)
+            yield f"{key}/{name}", whole(tensor)
 
 
 def load_named_state(
@@ -32,7 +36,7 @@ def load_named_state(
 ) -> None:
     """Take `saved` over, whatever engine it was saved under; all of its weights are there.
 
-    `like(value, parameter)` makes of a whole tensor what belongs beside that parameter.
+    `like(value, parameter)` copies of a whole tensor what belongs beside that parameter.
     """
     with torch.no_grad():
         for name, value in named_weights(model):
@@ -41,10 +45,23 @@ def load_named_state(
     optimizer.state.clear()
     for key, name in optimizer_names(saved):
         parameter, value = parameters[name], saved[f"{key}/{name}"]
-        # A count of steps is one number, on the CPU, wherever the parameter is.
-        is_beside = value.shape == parameter.shape and key != "step"
-        placed = like(value, parameter) if is_beside else value.clone()
+        is_step = key == STEP
+        placed = placed_step(optimizer, parameter, value) if is_step else like(value, parameter)
         optimizer.state[parameter][key] = placed
+
+
+def copy_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """All of it. A copy even where none is needed: optimizers write into their state."""
+    return value.to(parameter, copy=True)
+
+
+def placed_step(optimizer: torch.optim.Optimizer, parameter: Tensor, num_steps: Tensor) -> Tensor:
+    """A copy, where torch's own `load_state_dict` would put it.
+
+    On the CPU, but for optimizers whose kernel reads it where the parameter is.
+    """
+    reads_it = any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
+    return num_steps.to(parameter.device if reads_it else "cpu", torch.float32, copy=True)
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -27,6 +27,7 @@ from gradacc_dist.data.tokens import Example
 from gradacc_dist.engines.engine import Engine, Update
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.engines.weights import take_weights_of_rank_0
+from gradacc_dist.engines.zero_state import ZeroState
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.items import IGNORED_LABEL
 from gradacc_dist.objectives.terms import ObjectiveModule
@@ -108,21 +109,25 @@ class ZeroEngine(Engine):
             self._engine, self._optimizer, *_ = _initialize(
                 deepspeed, model=module, config=settings, dist_init_required=False, **optimizer
             )
-        self._unchanging = self._restore(precise)
+        self._state = self._restore(precise)
         self._window = ExitStack()
 
-    def _restore(self, precise: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Undo the rounding of weights and buffers. Returns those that training leaves alone."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad:
-                value = precise.pop(name)
-                if self._stage > 0 and self._engine.get_data_types()[0] != value.dtype:
-                    safe_set_full_fp32_param(parameter, value.to(self._world.device))
+    def _restore(self, precise: dict[str, Tensor]) -> ZeroState:
+        """Undo the rounding of weights and buffers."""
         for name, buffer in self._module.named_buffers():
             buffer.data = precise[name].to(buffer.device)
-        return precise
+        trained = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
+        unchanging = {
+            name.removeprefix("model."): value
+            for name, value in precise.items()
+            if name not in trained
+        }
+        device = self._world.device
+        state = ZeroState(self._module.model, self._optimizer, self._stage, unchanging, device)
+        for name, parameter in trained.items():
+            if self._stage > 0 and self._engine.get_data_types()[0] != precise[name].dtype:
+                state.set_weight(parameter, precise[name])
+        return state
 
     @property
     def module(self) -> ObjectiveModule:
@@ -133,6 +138,11 @@ class ZeroEngine(Engine):
     def loss_scale(self) -> float | None:
         """DeepSpeed's own."""
         return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    def restore_loss_scale(self, value: float) -> None:
+        """A scale that DeepSpeed's JSON has fixed stays."""
+        if self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
+            self._optimizer.loss_scaler.cur_scale = value
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -247,26 +257,18 @@ class ZeroEngine(Engine):
         named: dict[str, Tensor] = {}
         for name, value in self._module.model.state_dict(keep_vars=True).items():
             if id(value) not in whole:
-                full = self._full(f"model.{name}", value)
+                full = self._state.weight(name, value)
                 whole[id(value)] = full.cpu().clone() if self._world.is_main else full.new_empty(0)
             named[name] = whole[id(value)]
         return named if self._world.is_main else {}
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Gathered one by one."""
-        raise NotImplementedError
+        return self._state.named()
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        """Every rank takes its part."""
-        raise NotImplementedError
-
-    def _full(self, name: str, value: Tensor) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if name in self._unchanging:
-            return self._unchanging[name]
-        full = safe_get_full_fp32_param(value) if self._stage > 0 else None
-        return value.detach() if full is None else full
+        """Every rank takes its part. See ZeroState.load for what it raises."""
+        self._state.load(saved)
 
 
 def _initialize(deepspeed: Any, **arguments: Any) -> Any:

@@ -34,6 +34,8 @@ class Case:
     frozen: tuple[str, ...] = ()
     max_norm: float | tuple[float | None, ...] | None = None
     sizes: tuple[int, ...] = ()
+    hidden: int = 32
+    heads: int = 4
 
     def clip(self, step: int) -> float | None:
         """The largest norm of the step, counted from 0."""
@@ -52,11 +54,12 @@ class Case:
         torch.manual_seed(self.seed)
         config = LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=32,
+            hidden_size=self.hidden,
+            head_dim=8,
             intermediate_size=48,
             num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads // 2,
             initializer_range=self.initializer_range,
             max_position_embeddings=128,
             tie_word_embeddings=self.tied,
