@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gradacc_dist.config.flags import parse_command_line
-from gradacc_dist.errors import GradaccError
+from gradacc_dist.errors import GradaccError, PreemptedError
 
 if TYPE_CHECKING:
     from gradacc_dist.config.resolved import Resolved
@@ -59,7 +59,8 @@ def _show(text: str) -> None:
 
 def _report(error: GradaccError) -> None:
     rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    if local_rank != "0":
+    # One who was asked to leave has no time to lose, and ignores a launcher that ends it early.
+    if local_rank != "0" and not isinstance(error, PreemptedError):
         # Most likely the first rank of this host meets the same mistake. Let it speak: once it
         # leaves, the launcher ends this one. If it does not leave, it had no such mistake.
         time.sleep(LINGER_SECONDS)

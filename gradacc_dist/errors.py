@@ -64,6 +64,12 @@ class NonFiniteError(GradaccError):
     exit_code = 22
 
 
+class PreemptedError(GradaccError):
+    """The run was asked to leave (SIGTERM) and did; start it again to go on."""
+
+    exit_code = 23
+
+
 class DiskError(GradaccError):
     """A file of the run cannot be written: disk full, no permission, a failing device."""
 

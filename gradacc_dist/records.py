@@ -1,17 +1,24 @@
-"""What a run tells of itself: the table at its start and the record of each step."""
+"""What a run tells of itself: the table at its start, the record of each step, its state."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
+from gradacc_dist import __version__
 from gradacc_dist.agreement import Agreement
+from gradacc_dist.checkpoint.state import RunState
+from gradacc_dist.config.identity import identity
 from gradacc_dist.config.schema import Config
+from gradacc_dist.data.load import Data
 from gradacc_dist.data.mixture import Mixture
+from gradacc_dist.data.order import Window
 from gradacc_dist.data.stream import Stream
 from gradacc_dist.engines import Engine
+from gradacc_dist.errors import DiskError
 from gradacc_dist.model import dropout_of
 from gradacc_dist.observe.ledger import Term, TrainRecord, comparison_label
 from gradacc_dist.step import StepOutcome
@@ -55,6 +62,46 @@ def train_record(
         loss_scale=outcome.loss_scale,
         truncated_examples=agreement.truncated_examples,
         truncated_tokens=agreement.truncated_tokens,
+    )
+
+
+def run_state(
+    config: Config,
+    data: Data,
+    engine: Engine,
+    num_steps: int,
+    started: float,
+    world: World,
+    window: Window,
+    num_updates: int,
+) -> RunState:
+    """Where the run stands after `window`, for its checkpoint. On rank 0: it reads the ledger's
+    length. `started`: by time.perf_counter.
+    """
+    ledger = config.run.folder / "ledger.jsonl"
+    with DiskError.naming(ledger):
+        ledger_bytes = ledger.stat().st_size
+    return RunState(
+        step=window.step,
+        num_updates=num_updates,
+        examples_seen=window.examples_seen,
+        epoch=window.epoch,
+        seed=config.run.seed,
+        num_steps=num_steps,
+        loss_scale=engine.loss_scale,
+        ledger_bytes=ledger_bytes,
+        elapsed_seconds=time.perf_counter() - started,
+        tracker_id=None,
+        version=__version__,
+        identity=identity(config),
+        data_sha256=data.train.sha256,
+        held_out_sha256=data.evaluate.sha256 if data.evaluate else None,
+        layout={
+            "ranks": world.ranks,
+            "engine": engine.name,
+            "micro_batch": config.micro_batch.examples,
+            "hostnames": list(world.hostnames),
+        },
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
+from torch import Tensor
 
 from gradacc_dist.agreement import Agreement
 from gradacc_dist.denominator import Denominator, Mode
@@ -32,12 +33,13 @@ class WindowLoss:
     """What a window's forwards gave over all ranks, the same on each.
 
     `loss` is in the objective's unit; `sums` are the undivided term sums. Both come from float64
-    accumulators that nothing else touches.
+    accumulators that nothing else touches. `news`: (ranks, k), what each rank told the others.
     """
 
     loss: float
     sums: Mapping[str, float]
     non_finite_ranks: Sequence[int]
+    news: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,13 @@ class StepOutcome:
     loss_scale: float | None = None
 
 
-NOTHING = WindowLoss(float("nan"), {}, ())
+News = Callable[[], Sequence[float]]
+"""What this rank has to tell at the end of a window: as many numbers on every rank."""
+
+
+def no_news() -> Sequence[float]:
+    """Nothing to tell."""
+    return ()
 
 
 def train_step(
@@ -66,14 +74,19 @@ def train_step(
     settings: StepSettings,
     learning_rate: float,
     world: World,
+    news: News = no_news,
 ) -> StepOutcome:
-    """Train on one window. Collective; every rank takes the same decision."""
+    """Train on one window. Collective; every rank takes the same decision.
+
+    `news` travel with the loss, in a collective that is waited for anyway.
+    """
     if not agreement.has_items:
         error = _zero_items(local) if settings.on_zero_items == "error" else None
-        return StepOutcome(NOTHING, None, "zero_items", error)
+        nothing = WindowLoss(float("nan"), {}, (), world.share_row(news()).wait())
+        return StepOutcome(nothing, None, "zero_items", error)
     loss_scale = engine.loss_scale
     denominator = Denominator(settings.mode, agreement, local.num_micro_batches)
-    window_loss = accumulate(engine, local, denominator, settings.seed, world)
+    window_loss = accumulate(engine, local, denominator, settings.seed, world, news)
     if window_loss.non_finite_ranks:
         engine.discard()
         grad_norm = None
@@ -90,7 +103,12 @@ def train_step(
 
 
 def accumulate(
-    engine: Engine, local: LocalWindow, denominator: Denominator, seed: int, world: World
+    engine: Engine,
+    local: LocalWindow,
+    denominator: Denominator,
+    seed: int,
+    world: World,
+    news: News = no_news,
 ) -> WindowLoss:
     """Forward and backward of every micro-batch; the engine then holds the window's gradients.
 
@@ -107,7 +125,7 @@ def accumulate(
         reported = {term: total.detach().double() for term, total in sums.items()}
         loss = denominator.loss(reported, items, weights, reduction_factor=1.0)
         totals += torch.stack([loss, *(reported[term] for term in weights)])
-    return _over_all_ranks(totals.tolist(), list(weights), world)
+    return _over_all_ranks(totals.tolist(), list(weights), world, news)
 
 
 def micro_batch_seed(seed: int, step: int, index: int) -> int:
@@ -115,14 +133,18 @@ def micro_batch_seed(seed: int, step: int, index: int) -> int:
     return int.from_bytes(sha256(f"{seed} {step} {index}".encode()).digest()[:8])
 
 
-def _over_all_ranks(totals: list[float], terms: Sequence[str], world: World) -> WindowLoss:
-    matrix = world.share_row(totals).wait()
+def _over_all_ranks(
+    totals: list[float], terms: Sequence[str], world: World, news: News
+) -> WindowLoss:
+    shared = world.share_row([*totals, *news()]).wait()
+    matrix, told = shared[:, : len(totals)], shared[:, len(totals) :]
     finite = matrix.isfinite().all(dim=1).tolist()
     loss, *sums = matrix.sum(dim=0).tolist()
     return WindowLoss(
         loss,
         dict(zip(terms, sums, strict=True)),
         [rank for rank, is_finite in enumerate(finite) if not is_finite],
+        told,
     )
 
 

@@ -24,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(resolved: Resolved) -> None:
-    from gradacc_dist.training import train
+    from gradacc_dist.signals import listening
 
-    train(resolved)
+    with listening() as signals:
+        from gradacc_dist.training import train
+
+        train(resolved, signals)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import time
+from contextlib import closing
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 
@@ -15,6 +17,9 @@ import transformers
 from gradacc_dist import __version__
 from gradacc_dist.agreement import agree_on_run
 from gradacc_dist.checkpoint.export import continuation, save_model
+from gradacc_dist.checkpoint.preflight import require_room, require_shared_folder
+from gradacc_dist.checkpoint.saver import CHECKPOINTS, Saver
+from gradacc_dist.checkpoint.store import Store
 from gradacc_dist.config.deepspeed import asked_for
 from gradacc_dist.config.present import dump
 from gradacc_dist.config.resolved import Resolved, fingerprint
@@ -35,16 +40,17 @@ from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.observe.observer import Observer
 from gradacc_dist.observe.tokenising import TokenisingProgress
 from gradacc_dist.optim import build_optimizer, learning_rate
-from gradacc_dist.records import start_rows, train_record
+from gradacc_dist.records import run_state, start_rows, train_record
+from gradacc_dist.signals import Signals
 from gradacc_dist.step import StepSettings, train_step
 from gradacc_dist.windows import Assembler, agreed_windows
 from gradacc_dist.world import World, start
 
 
-def train(resolved: Resolved) -> None:
+def train(resolved: Resolved, signals: Signals) -> None:
     """Do the whole run. Collective over the ranks that the launcher started.
 
-    Raises a GradaccError for whatever a user can mend.
+    Raises a GradaccError for whatever a user can mend, and when the run is asked to leave.
     """
     config = resolved.config
     # One progress line, ours.
@@ -53,19 +59,27 @@ def train(resolved: Resolved) -> None:
     with TokenisingProgress() as progress:
         data = load_data(config, progress)
     with start(config.engine.timeout_seconds) as world:
+        signals.defer()  # from here on the ranks leave together
         agree_on_run(run_sha256(config, data), world)
         engine = make_engine(config, data, world)
         order = make_order(config, data.train)
         num_steps = count_steps(config, order)
         claim_output_dir(resolved, world)
+        check_checkpoints_fit(config, engine, num_steps, world)
+        describe = partial(run_state, config, data, engine, num_steps, time.perf_counter(), world)
         with Observer(config, num_steps, enabled=world.is_main) as observer:
             observer.start(start_rows(config, data.train, num_steps, engine, world))
-            train_windows(config, data, order, num_steps, engine, observer, world)
-            if config.checkpoint.save_model:
+            saver = Saver(config, engine, describe, signals, observer.note, world)
+            with saver:
+                train_windows(config, data, order, num_steps, engine, observer, saver, world)
+            is_complete = last_step(config, num_steps) == num_steps
+            if is_complete and config.checkpoint.save_model:
                 save_model(engine, data.tokenizer, config.run.folder / "model", world)
-            observer.end()
+            observer.end(checkpoint=saver.newest)
+            if not is_complete:
+                observer.stopped(last_step(config, num_steps))
     # After the ranks have parted: the others need not wait for it.
-    if world.is_main and config.checkpoint.save_model:
+    if world.is_main and is_complete and config.checkpoint.save_model:
         show_sample(config, data, observer)
 
 
@@ -92,7 +106,8 @@ def _replace_output_dir(resolved: Resolved) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("ledger.jsonl", "loss.png"):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "model", ignore_errors=True)
+        for name in ("model", CHECKPOINTS):
+            shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "config.resolved.yaml").write_text(dump(resolved))
 
 
@@ -135,6 +150,25 @@ def count_steps(config: Config, order: Order | StreamOrder) -> int:
     return num_steps
 
 
+def check_checkpoints_fit(config: Config, engine: Engine, num_steps: int, world: World) -> None:
+    """Refuse a folder that cannot hold the run's checkpoints. Collective.
+
+    Raises, on every rank, ConfigError when nodes do not share it and DiskError when it is too
+    small, unless the policy is to go on without checkpoints.
+    """
+    store = Store(config.run.folder / CHECKPOINTS)
+    if len(set(world.hostnames)) > 1:
+        require_shared_folder(config.run.folder, world)
+    with world.main_alone():
+        if world.is_main and config.checkpoint.on_error == "stop":
+            require_room(config, engine.shapes, num_steps, store)
+
+
+def last_step(config: Config, num_steps: int) -> int:
+    """The step after which this invocation ends."""
+    return min(num_steps, config.run.stop_after_steps or num_steps)
+
+
 def train_windows(
     config: Config,
     data: Data,
@@ -142,9 +176,10 @@ def train_windows(
     num_steps: int,
     engine: Engine,
     observer: Observer,
+    saver: Saver,
     world: World,
 ) -> None:
-    """The loop: fetch, count, step, report. Collective."""
+    """The loop: fetch, count, step, report, save. Collective."""
     assembler = Assembler(
         data.train,
         engine.module.objective,
@@ -160,20 +195,23 @@ def train_windows(
         config.window.on_zero_items,
         config.optimizer.on_non_finite,
     )
-    windows = islice(order.windows(), num_steps)
+    end = last_step(config, num_steps)
     num_updates = 0
-    previous = time.perf_counter()
-    for local, agreement in agreed_windows(windows, assembler, world):
-        rate = learning_rate(config.optimizer, config.schedule, num_steps, num_updates)
-        outcome = train_step(engine, local, agreement, settings, rate, world)
-        num_updates += outcome.skipped is None
-        seconds, previous = time.perf_counter() - previous, time.perf_counter()
-        observer.train(train_record(config, local, agreement, outcome, engine, rate, seconds))
-        if outcome.error is not None:
-            raise outcome.error
-        step = local.window.step
-        if step == num_steps or is_due(step, config.evaluate.every_steps):
-            evaluate(config, data, engine, observer, step, world)
+    saver.before_first_step()
+    with closing(agreed_windows(islice(order.windows(), end), assembler, world)) as agreed:
+        previous = time.perf_counter()
+        for local, agreement in agreed:
+            rate = learning_rate(config.optimizer, config.schedule, num_steps, num_updates)
+            outcome = train_step(engine, local, agreement, settings, rate, world, saver.news)
+            num_updates += outcome.skipped is None
+            seconds = time.perf_counter() - previous
+            observer.train(train_record(config, local, agreement, outcome, engine, rate, seconds))
+            if outcome.error is not None:
+                raise outcome.error
+            step, news = local.window.step, outcome.window_loss.news
+            if step == num_steps or is_due(step, config.evaluate.every_steps):
+                evaluate(config, data, engine, observer, step, world)
+            saver.after_step(local.window, num_updates, news, is_last=step == end)
             previous = time.perf_counter()
 
 

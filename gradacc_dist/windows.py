@@ -6,7 +6,7 @@ receives window n, it and its agreement were under way while window n - 1 was co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -92,7 +92,7 @@ class Assembler:
 
 def agreed_windows(
     windows: Iterable[Window], assembler: Assembler, world: World
-) -> Iterator[tuple[LocalWindow, Agreement]]:
+) -> Generator[tuple[LocalWindow, Agreement]]:
     """Each of `windows` with its agreement. Collective; consume on the main thread.
 
     The agreement on window n + 1 is launched before window n is yielded, so that it travels while

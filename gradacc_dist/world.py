@@ -69,7 +69,7 @@ class World:
         matrix = torch.zeros(self.ranks, len(row), dtype=torch.float64)
         matrix[self.rank] = torch.tensor(row, dtype=torch.float64)
         work = None
-        if self.agreement_group is not None:
+        if self.agreement_group is not None and row:
             work = dist.all_reduce(matrix, group=self.agreement_group, async_op=True)
         return SharedRows(matrix, work)
 

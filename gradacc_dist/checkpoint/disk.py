@@ -64,6 +64,16 @@ def replace_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """See onto the disk what any process has written to the file `path`."""
+    with DiskError.naming(path):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut: what was created, renamed and removed."""
     with DiskError.naming(folder):

@@ -61,9 +61,17 @@ class Store:
                 self.folder.mkdir(parents=True)
                 sync_folder(self.folder.parent)
             self.clear()
-            saving = self._path(step, SAVING)
+            saving = self.saving(step)
             saving.mkdir()
         return saving
+
+    def saving(self, step: int) -> Path:
+        """The folder that `begin` makes."""
+        return self._path(step, SAVING)
+
+    def final(self, step: int) -> Path:
+        """The folder of the complete checkpoint of `step`."""
+        return self._path(step)
 
     def commit(self, step: int, shards: Iterable[FileEntry], state: Mapping[str, object]) -> Path:
         """Complete the save of `step`, once all ranks have reported their shards; return it.

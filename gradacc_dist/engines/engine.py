@@ -45,6 +45,8 @@ class Engine(ABC):
     """Gradients travel once a window; otherwise in each micro-batch."""
     extra_memory_bytes: int = 0
     """What reducing once a window costs each rank over reducing in each micro-batch."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of every weight and persistent buffer, whole, by the names of `state`."""
 
     @property
     def loss_scale(self) -> float | None:

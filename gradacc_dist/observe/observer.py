@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -83,11 +84,27 @@ class Observer:
             self._ledger.write(record)
             self._progress.evaluation(record)
 
-    def end(self) -> None:
-        """Close the ledger and show what the run did."""
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._enabled:
+            self._progress.note(text)
+
+    def stopped(self, step: int) -> None:
+        """Say that this invocation ends before the run does."""
+        if self._enabled:
+            text = (
+                f"Stopped after step {step} of {self._num_steps}, as run.stop_after_steps says; "
+                "the same command without it goes on"
+            )
+            self._console.print(Text(text), soft_wrap=True)
+
+    def end(self, checkpoint: Path | None = None) -> None:
+        """Close the ledger and show what the run did. `checkpoint`: the newest."""
         if self._enabled:
             self._open.close()
             outputs = {"output": f"{self._folder}/"}
+            if checkpoint is not None:
+                outputs["checkpoint"] = f"{checkpoint}/"
             if self._tracker and self._tracker.where:
                 outputs["wandb"] = self._tracker.where
             wall_seconds = time.perf_counter() - self._started
