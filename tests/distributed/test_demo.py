@@ -15,6 +15,7 @@ import pytest
 from gradacc_dist.config.load import load
 from gradacc_dist.engines.replicated import ReplicatedEngine
 from gradacc_dist.engines.zero import ZeroEngine
+from gradacc_dist.signals import Signals
 from gradacc_dist.training import train
 
 pytestmark = pytest.mark.cluster
@@ -49,7 +50,7 @@ def run_demo(world, name, output, cache, doubled=False):
                 wrong = lambda self, loss, right=right: right(self, 2 * loss)  # noqa: E731
                 stack.enter_context(patch.object(engine, "backward", wrong))
             stack.enter_context(patch("gradacc_dist.engines.build.confirm_reduction_factor"))
-        train(load(None, flags, environ))
+        train(load(None, flags, environ), Signals())
 
 
 def ledger(folder):
