@@ -18,6 +18,7 @@ from gradacc_dist.engines.factor import confirm_reduction_factor
 from gradacc_dist.engines.fsdp2 import FSDP2Engine, shard
 from gradacc_dist.engines.loss_scale import LossScale
 from gradacc_dist.engines.replicated import ReplicatedEngine
+from gradacc_dist.engines.state import named_weights
 from gradacc_dist.engines.zero import ZeroEngine
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.terms import ObjectiveModule
@@ -52,6 +53,7 @@ def build_engine(
             same_on_all_ranks=True,
         )
     choice = choose_engine(config, environ, world.ranks)
+    shapes = {name: tuple(value.shape) for name, value in named_weights(module.model)}
     engine: Engine
     if choice.deepspeed is not None:
         model: Any = module.model
@@ -66,6 +68,7 @@ def build_engine(
     else:
         engine = _replicated(choice, module, build_optimizer, world, precision)
     engine.reason = choice.reason
+    engine.shapes = shapes
     confirm_reduction_factor(engine, world)
     return engine
 

@@ -45,11 +45,16 @@ class Engine(ABC):
     """Gradients travel once a window; otherwise in each micro-batch."""
     extra_memory_bytes: int = 0
     """What reducing once a window costs each rank over reducing in each micro-batch."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of every weight and persistent buffer, whole, by the names of `state`."""
 
     @property
     def loss_scale(self) -> float | None:
         """The factor that float16 puts on the next loss; None in other formats."""
         return None
+
+    def restore_loss_scale(self, value: float) -> None:  # noqa: B027 - nothing is right for most
+        """Continue with a loss scale that was saved. Other formats have none, and ignore it."""
 
     @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
