@@ -67,7 +67,7 @@ def train_windows(config, data, order, beginning, engine, observer, world):
         nonlocal num_updates
         report(self, record)
         num_updates += record.skipped is None
-        if record.step % EVERY == 0:
+        if record.step % EVERY == 0 or record.step == beginning.num_steps:
             save(engine, world, config, data, num_updates, record, beginning.num_steps)
         if record.step == KILL_AT:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -36,10 +36,10 @@ Candidates = Sequence[tuple[int | None, Path]]
 Found = TypeVar("Found")
 
 
-def candidates_at(path: Path) -> Candidates:
+def candidates_at(path: Path, asked: str = "run.resume") -> Candidates:
     """What `path` means: a checkpoint, or those of a run's folder or of its `checkpoints`.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError where there is none; `asked` for it.
     """
     if (path / MANIFEST).exists() or (path.is_dir() and path.name.startswith("step-")):
         return [(None, path)]
@@ -47,8 +47,9 @@ def candidates_at(path: Path) -> Candidates:
         if candidates := Store(folder).candidates():
             return [*candidates]
     raise ConfigError(
-        f"run.resume: {path} is neither `auto` nor `never`, nor a checkpoint (step-00000040) or "
-        f"the folder of a run that has some in {CHECKPOINTS}/; name one of these"
+        f"{asked}: {path} is neither a checkpoint (.../step-00000040) nor the folder of a run that "
+        f"has some in {CHECKPOINTS}/; name one of these"
+        + ("" if path.exists() or asked != "run.resume" else ", or `auto` or `never`")
     )
 
 
