@@ -122,7 +122,8 @@ def find_beginning(
 
     def prepare() -> Beginning:
         ready = _prepared(found, folder, config, order)
-        folder.write_resolved(resolved_text)
+        if not ready.is_finished(config):
+            folder.write_resolved(resolved_text)
         return replace(ready, notes=(*notes, *ready.notes))
 
     return _by_main(prepare, found, world)

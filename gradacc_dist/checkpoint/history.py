@@ -64,8 +64,9 @@ class History:
         with DiskError.naming(self.path), self.path.open("r+b") as file:
             file.seek(end)
             num_lines = len(file.read().splitlines())
-            file.truncate(end)
-            os.fsync(file.fileno())
+            if num_lines:
+                file.truncate(end)
+                os.fsync(file.fileno())
         again = "their windows are trained again"
         told = f"{self.path.name}: {num_lines:,} line(s) after step {self.state.step} are cut off"
         return [f"{told}: {again}"] if num_lines else []
