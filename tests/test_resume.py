@@ -14,6 +14,8 @@ from resuming import STEPS, copied, flip_a_bit, start, tensors, timeless, write_
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gradacc_dist.export import main as export_main
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
@@ -94,27 +96,6 @@ def test_a_finished_run_says_so_and_does_nothing(config, whole):
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
 
 
-def test_another_run_is_refused_with_every_difference_at_once(config, whole):
-    rows = config.parent / "other.jsonl"
-    rows.write_text((config.parent / "train.jsonl").read_text().replace("count", "tally"))
-    before = (whole / "ledger.jsonl").read_bytes()
-    flags = ["--window.examples", "16", "--run.seed", "4", "--data.train", str(rows)]
-    flags += ["--model.config.rms_norm_eps", "1e-5", "--schedule.steps", "20"]
-    done = start(config, whole, *flags)
-    assert done.returncode == 10
-    for line in (
-        "window.examples: 16 | 12",
-        "run.seed: 4 | 3",
-        "model.config.rms_norm_eps: 1e-05 | not set",
-        "schedule.steps: 20 steps | 8 steps: under shape warmup_stable_decay step 7 has",
-        f'data.train: "{rows}" | "{config.parent / "train.jsonl"}"',
-        "--run.allow_change '[data.train, model.config.rms_norm_eps, run.seed, window.examples, "
-        "schedule.steps]'",
-    ):
-        assert line in done.stderr
-    assert (whole / "ledger.jsonl").read_bytes() == before
-
-
 def test_b6_a_damaged_newest_falls_back_and_a_longer_schedule_goes_on(config, killed):
     """B6. The rates up to step 3 are those of 12 steps too."""
     output = copied(killed, "damaged")
@@ -130,19 +111,6 @@ def test_b6_a_damaged_newest_falls_back_and_a_longer_schedule_goes_on(config, ki
     # 3 of the 12 steps decay.
     assert [record["learning_rate"] for record in records[:9]] == [3e-3] * 9
     assert records[10]["learning_rate"] < 3e-3
-
-
-def test_a_job_that_ended_before_its_first_checkpoint_begins_anew(config, whole):
-    output = config.parent / "early"
-    done = start(config, output, KILL_AT=2)
-    assert done.returncode == -signal.SIGKILL
-    other = start(config, output, "--window.examples", "7")
-    assert other.returncode == 10
-    assert "holds an earlier run (of another configuration)" in other.stderr
-    done = start(config, output)
-    assert done.returncode == 0, done.stderr
-    assert "an earlier try made 2 step(s) and no checkpoint: it begins anew" in done.stdout
-    assert timeless(output) == timeless(whole)
 
 
 def test_b18_a_second_run_on_the_folder_is_refused(config, killed):
@@ -171,12 +139,10 @@ def test_b18_a_second_run_on_the_folder_is_refused(config, killed):
         first.wait()
 
 
-def test_an_export_is_the_model_that_was_evaluated(config, whole):
+def test_an_export_is_the_model_that_was_evaluated(config, whole, capsys):
     out = config.parent / "exported"
-    command = [sys.executable, "-m", "gradacc_dist.export"]
-    done = run([*command, str(whole / "checkpoints" / "step-00000006"), str(out)])
-    assert done.returncode == 0, done.stderr
-    assert "step 6" in done.stdout
+    assert export_main([str(whole / "checkpoints" / "step-00000006"), str(out)]) == 0
+    assert "step 6" in capsys.readouterr().out
     (record,) = (r for r in ledger(whole, "eval") if r["step"] == 6)
     model, tokenizer = (kind.from_pretrained(out) for kind in (AutoModelForCausalLM, AutoTokenizer))
     total = count = 0.0
@@ -197,12 +163,10 @@ def test_an_export_is_the_model_that_was_evaluated(config, whole):
     for fragment in (f"{record['loss']:.6g}", "| seed | 3 |", "6 of 8", "divided once by the"):
         assert fragment in card
     assert str(config.parent) not in card
-    assert run([*command, str(whole), str(out)]).returncode == 10
-    flip_a_bit(copied(whole, "spoilt") / "checkpoints" / "step-00000006" / "state.json")
-    spoilt = config.parent / "spoilt" / "checkpoints" / "step-00000006"
-    refused = run([*command, str(spoilt), str(config.parent / "none")])
-    assert refused.returncode == 12
-    assert "damaged" in refused.stderr
+    spoilt = copied(whole, "spoilt") / "checkpoints" / "step-00000006"
+    flip_a_bit(spoilt / "state.json")
+    assert export_main([str(spoilt), str(config.parent / "none")]) == 12
+    assert "state.json: damaged" in capsys.readouterr().err
     assert not (config.parent / "none").exists()
 
 
