@@ -158,7 +158,7 @@ def _prepared(
     return replace(
         found,
         is_evaluated=history.is_evaluated(),
-        has_model=is_own and folder.has_model,
+        has_model=is_own and folder.has_model_of(found.checkpoint.folder),
         notes=tuple(notes),
     )
 

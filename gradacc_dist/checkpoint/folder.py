@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gradacc_dist.checkpoint.disk import remove_folder, sync_folder
 from gradacc_dist.checkpoint.lock import Owner, RunLock
+from gradacc_dist.checkpoint.manifest import MANIFEST
 from gradacc_dist.checkpoint.restore import CHECKPOINTS
 from gradacc_dist.checkpoint.sameness import same_fields
 from gradacc_dist.checkpoint.store import Store
@@ -63,10 +64,13 @@ class RunFolder:
         """The run's checkpoints."""
         return Store(self.path / CHECKPOINTS)
 
-    @property
-    def has_model(self) -> bool:
-        """Whether the trained model is there."""
-        return (self.path / MODEL).exists()
+    def has_model_of(self, checkpoint: Path) -> bool:
+        """Whether the trained model is there, and not that of a shorter schedule.
+
+        It is written after the last checkpoint.
+        """
+        model = self.path / MODEL
+        return model.exists() and model.stat().st_mtime >= (checkpoint / MANIFEST).stat().st_mtime
 
     def clear(self) -> list[str]:
         """Remove what an earlier run left, so that one can begin anew; say what."""
@@ -88,7 +92,7 @@ class RunFolder:
         """
         if not self.ledger.exists() and not self.store.candidates():
             return []
-        if config.run.resume == "never" or self.store.candidates() or self.has_model:
+        if config.run.resume == "never" or self.store.candidates() or (self.path / MODEL).exists():
             raise self._earlier_run("")
         if why := self._differs_from(config):
             raise self._earlier_run(f" ({why})")
