@@ -21,17 +21,15 @@ LINGER_SECONDS = 10.0
 def run_command(
     module: str, purpose: str, work: Callable[[Resolved], None], argv: Sequence[str] | None = None
 ) -> int:
-    """Parse `argv`, load the configuration, do `work`. Returns the exit code.
+    """Parse `argv`, load the configuration, do `work`. Returns the exit code."""
 
-    A GradaccError becomes its text on standard error and its exit code.
-    """
-    try:
+    def run() -> None:
         command = parse_command_line(sys.argv[1:] if argv is None else argv)
         if command.help:
             from gradacc_dist.config.help import help_text
 
-            _show(help_text(f"python -m {module}", purpose))
-            return 0
+            show(help_text(f"python -m {module}", purpose))
+            return
         # Here, because help needs nothing that reads files, and is asked for most often.
         from gradacc_dist.config.load import load
 
@@ -40,16 +38,25 @@ def run_command(
             if os.environ.get("RANK", "0") == "0":
                 from gradacc_dist.config.present import table
 
-                _show(table(resolved))
-            return 0
+                show(table(resolved))
+            return
         work(resolved)
+
+    return exit_code_of(run)
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do `work`. A GradaccError becomes its text on standard error and its exit code."""
+    try:
+        work()
     except GradaccError as error:
         _report(error)
         return error.exit_code
     return 0
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
+    """Print `text`, whoever reads it and for however long."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from contextlib import closing
 from functools import partial
@@ -16,11 +15,16 @@ import transformers
 
 from gradacc_dist import __version__
 from gradacc_dist.agreement import agree_on_run
+from gradacc_dist.checkpoint.beginning import Beginning, find_beginning
 from gradacc_dist.checkpoint.export import continuation, save_model
+from gradacc_dist.checkpoint.folder import held
+from gradacc_dist.checkpoint.lock import Owner
 from gradacc_dist.checkpoint.preflight import require_room, require_shared_folder
-from gradacc_dist.checkpoint.saver import CHECKPOINTS, Saver
-from gradacc_dist.checkpoint.store import Store
+from gradacc_dist.checkpoint.sameness import Identity
+from gradacc_dist.checkpoint.saver import Saver
+from gradacc_dist.checkpoint.store import CHECKPOINTS, Store
 from gradacc_dist.config.deepspeed import asked_for
+from gradacc_dist.config.identity import identity
 from gradacc_dist.config.present import dump
 from gradacc_dist.config.resolved import Resolved, fingerprint
 from gradacc_dist.config.schema import Config
@@ -31,7 +35,7 @@ from gradacc_dist.data.stream import Stream
 from gradacc_dist.data.stream_order import StreamOrder
 from gradacc_dist.data.tokens import Example
 from gradacc_dist.engines import Engine, build_engine
-from gradacc_dist.errors import ConfigError, DiskError
+from gradacc_dist.errors import ConfigError
 from gradacc_dist.evaluate import Evaluation
 from gradacc_dist.items import IGNORED_LABEL
 from gradacc_dist.model import build_model, check_positions
@@ -64,51 +68,49 @@ def train(resolved: Resolved, signals: Signals) -> None:
         engine = make_engine(config, data, world)
         order = make_order(config, data.train)
         num_steps = count_steps(config, order)
-        claim_output_dir(resolved, world)
-        check_checkpoints_fit(config, engine, num_steps, world)
-        describe = partial(run_state, config, data, engine, num_steps, time.perf_counter(), world)
-        with Observer(config, num_steps, enabled=world.is_main) as observer:
-            observer.start(start_rows(config, data.train, num_steps, engine, world))
-            saver = Saver(config, engine, describe, signals, observer.note, world)
-            with saver:
-                train_windows(config, data, order, num_steps, engine, observer, saver, world)
-            is_complete = last_step(config, num_steps) == num_steps
-            if is_complete and config.checkpoint.save_model:
-                save_model(engine, data.tokenizer, config.run.folder / "model", world)
-            observer.end(checkpoint=saver.newest)
-            if not is_complete:
-                observer.stopped(last_step(config, num_steps))
+        with held(config.run.folder, world) as died:
+            run = Identity(identity(config), *data.hashes, num_steps)
+            beginning = find_beginning(config, run, order, dump(resolved), world)
+            if beginning.is_finished(config):
+                say_finished(beginning, world)
+                return
+            check_checkpoints_fit(config, engine, num_steps, world)
+            beginning.load_into(engine, world)
+            started = time.perf_counter() - beginning.elapsed_seconds
+            describe = partial(run_state, config, data, engine, num_steps, started, world)
+            with Observer(config, num_steps, started, enabled=world.is_main) as observer:
+                rows = start_rows(config, data.train, num_steps, engine, world)
+                observer.start({**rows, **beginning.rows()}, notes_on(beginning, died))
+                saver = Saver(config, engine, describe, signals, observer.note, world)
+                with saver:
+                    train_windows(config, data, order, beginning, engine, observer, saver, world)
+                is_complete = last_step(config, num_steps) == num_steps
+                if is_complete and config.checkpoint.save_model:
+                    save_model(engine, data.tokenizer, config.run.folder / "model", world)
+                observer.end(checkpoint=saver.newest or beginning.folder)
+                if not is_complete:
+                    observer.stopped(last_step(config, num_steps))
     # After the ranks have parted: the others need not wait for it.
     if world.is_main and is_complete and config.checkpoint.save_model:
         show_sample(config, data, observer)
 
 
-def claim_output_dir(resolved: Resolved, world: World) -> None:
-    """Make the output folder, with the configuration in it and nothing of an earlier run.
-
-    Collective. Raises, on every rank, ConfigError when an earlier run is there and may not be
-    replaced, DiskError when the folder cannot be written.
-    """
-    with world.main_alone():
-        if world.is_main:
-            _replace_output_dir(resolved)
+def notes_on(beginning: Beginning, died: Owner | None) -> list[str]:
+    """What a person should know of how the run begins."""
+    taken = f"run.output_dir was held by {died}, which ended without letting go of it"
+    return [*([taken] if died else []), *beginning.notes]
 
 
-def _replace_output_dir(resolved: Resolved) -> None:
-    run = resolved.config.run
-    folder = run.folder
-    with DiskError.naming(folder):
-        if (folder / "ledger.jsonl").exists() and not run.overwrite:
-            raise ConfigError(
-                f"run.output_dir: {folder} holds an earlier run; choose another folder, or set "
-                "--run.overwrite true to replace it"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("ledger.jsonl", "loss.png"):
-            (folder / name).unlink(missing_ok=True)
-        for name in ("model", CHECKPOINTS):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / "config.resolved.yaml").write_text(dump(resolved))
+def say_finished(beginning: Beginning, world: World) -> None:
+    """To people; there is nothing to do."""
+    if world.is_main:
+        for note in beginning.notes:
+            print(note)
+        print(
+            f"This run is finished: step {beginning.step:,} of {beginning.num_steps:,} is in "
+            f"{beginning.folder}. Raise schedule.steps to train on, or set --run.overwrite true "
+            "to start anew."
+        )
 
 
 def make_engine(config: Config, data: Data, world: World) -> Engine:
@@ -173,13 +175,16 @@ def train_windows(
     config: Config,
     data: Data,
     order: Order | StreamOrder,
-    num_steps: int,
+    beginning: Beginning,
     engine: Engine,
     observer: Observer,
     saver: Saver,
     world: World,
 ) -> None:
     """The loop: fetch, count, step, report, save. Collective."""
+    num_steps, num_updates = beginning.num_steps, beginning.num_updates
+    if not beginning.is_evaluated and is_evaluated_at(beginning.step, config, num_steps):
+        evaluate(config, data, engine, observer, beginning.step, world)
     assembler = Assembler(
         data.train,
         engine.module.objective,
@@ -196,9 +201,10 @@ def train_windows(
         config.optimizer.on_non_finite,
     )
     end = last_step(config, num_steps)
-    num_updates = 0
+    windows = order.windows(beginning.step + 1, beginning.position)
+    ours = islice(windows, max(0, end - beginning.step))
     saver.before_first_step()
-    with closing(agreed_windows(islice(order.windows(), end), assembler, world)) as agreed:
+    with closing(agreed_windows(ours, assembler, world)) as agreed:
         previous = time.perf_counter()
         for local, agreement in agreed:
             rate = learning_rate(config.optimizer, config.schedule, num_steps, num_updates)
@@ -209,10 +215,15 @@ def train_windows(
             if outcome.error is not None:
                 raise outcome.error
             step, news = local.window.step, outcome.window_loss.news
-            if step == num_steps or is_due(step, config.evaluate.every_steps):
+            if is_evaluated_at(step, config, num_steps):
                 evaluate(config, data, engine, observer, step, world)
             saver.after_step(local.window, num_updates, news, is_last=step == end)
             previous = time.perf_counter()
+
+
+def is_evaluated_at(step: int, config: Config, num_steps: int) -> bool:
+    """After each interval and at the end."""
+    return step > 0 and (step == num_steps or is_due(step, config.evaluate.every_steps))
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

@@ -25,9 +25,9 @@ LAYERS = [
     ["windows", "checkpoint", "evaluate"],
     ["step"],
     ["records"],
-    ["training", "validation"],
+    ["training", "validation", "exporting"],
     ["cli"],
-    ["train", "validate"],
+    ["train", "validate", "export"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

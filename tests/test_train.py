@@ -130,6 +130,7 @@ def test_a14_evaluation_does_not_depend_on_the_layout(runs, title):
 def test_what_a_run_leaves(runs, folder):
     output = runs["accelerate, 2 ranks"]
     assert {path.name for path in output.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.resolved.yaml",
         "ledger.jsonl",

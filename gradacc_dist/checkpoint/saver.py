@@ -19,15 +19,13 @@ from gradacc_dist.checkpoint.news import News, Status, Told
 from gradacc_dist.checkpoint.save import Place, Save
 from gradacc_dist.checkpoint.snapshot import Snapshot
 from gradacc_dist.checkpoint.state import RunState
-from gradacc_dist.checkpoint.store import Store
+from gradacc_dist.checkpoint.store import CHECKPOINTS, Store
 from gradacc_dist.config.schema import Checkpoint, Config
 from gradacc_dist.data.order import Window
 from gradacc_dist.engines import Engine
 from gradacc_dist.errors import DiskError, GradaccError, PreemptedError
 from gradacc_dist.signals import Signals
 from gradacc_dist.world import World
-
-CHECKPOINTS = "checkpoints"
 
 # A rank that has done its part meets the others this often: sooner than a collective times out.
 MEET_SECONDS = 5.0

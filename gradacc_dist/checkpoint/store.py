@@ -30,6 +30,8 @@ from gradacc_dist.errors import CheckpointError, DiskError
 
 SAVING, REPLACED, DELETING = ".saving", ".replaced", ".deleting"
 LATEST = "latest"
+CHECKPOINTS = "checkpoints"
+"""Name of the folder in a run's output folder."""
 
 _NAME = re.compile(r"step-(\d{8,})(\.saving|\.replaced|\.deleting)?")
 
@@ -115,18 +117,7 @@ class Store:
         `check` raises CheckpointError for a damaged one. Ranks may share its work by one that is
         collective, and raises on all of them or on none.
         """
-        passed_over: list[str] = []
-        for step, folder in self.candidates():
-            try:
-                manifest = check(folder)
-                if manifest.step != step:
-                    raise CheckpointError(
-                        f"{folder}: holds step {manifest.step}; give it its own name back"
-                    )
-                return Checkpoint(folder, manifest), passed_over
-            except CheckpointError as error:
-                passed_over.append(str(error))
-        return None, passed_over
+        return first_complete(self.candidates(), check)
 
     def prune(self, keep: int, every: int | None = None, check: Check = verify) -> list[Path]:
         """Delete old checkpoints; return what was deleted, the newest first. Not during a save.
@@ -179,6 +170,24 @@ class Store:
 
     def _path(self, step: int, kind: str = "") -> Path:
         return self.folder / f"step-{step:08d}{kind}"
+
+
+def first_complete(
+    candidates: Iterable[tuple[int, Path]], check: Check = verify
+) -> tuple[Checkpoint | None, list[str]]:
+    """The first of steps and folders that passes `check`, and why those before it did not."""
+    passed_over: list[str] = []
+    for step, folder in candidates:
+        try:
+            manifest = check(folder)
+            if manifest.step != step:
+                raise CheckpointError(
+                    f"{folder}: holds step {manifest.step}; give it its own name back"
+                )
+            return Checkpoint(folder, manifest), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    return None, passed_over
 
 
 def _require_shards(saving: Path, shards: tuple[FileEntry, ...]) -> None:

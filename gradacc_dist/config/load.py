@@ -45,6 +45,21 @@ def load(
     return resolved
 
 
+def read_back(path: Path) -> Config:
+    """The Config of a file that a run has left (config.resolved.yaml); no rule judges it.
+
+    Raises ConfigError.
+    """
+    draft = Draft()
+    text = _text_of(path, draft.mistakes)
+    if text is not None:
+        draft.read_file(text, Origin(str(path), is_file=True))
+    draft.report_unknown()
+    config = _validated(draft, str(path))
+    draft.mistakes.raise_if_any()
+    return config
+
+
 def _text_of(path: Path | None, mistakes: Mistakes) -> str | None:
     if path is None:
         return resources.files(__package__).joinpath(DEMO).read_text(encoding="utf-8")

@@ -38,8 +38,9 @@ def leaves(config: Config) -> Iterator[tuple[str, object]]:
 
 
 def fingerprint(config: Config) -> str:
-    """SHA-256, in hex, over the fields that determine the result: all but names of folders,
-    `run.overwrite` and what is only shown. Equal on every rank that has the same config.
+    """SHA-256, in hex, over what ranks must have alike when they start together: all but names of
+    folders, `run.overwrite` and what is only shown. What must stay between resumes is less: see
+    `identity`.
     """
     tree = config.model_dump(mode="json", exclude=set(SECTIONS_WITHOUT_EFFECT))
     kept = {

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 
 from gradacc_dist.config.engine_rules import ENGINE_RULES
-from gradacc_dist.config.fields import fields, shown
+from gradacc_dist.config.fields import fields, owner, sections, shown
+from gradacc_dist.config.hints import nearest
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.config.rule import Conflict, Rule, count, said, turns, value
 
@@ -160,6 +161,29 @@ def tracker(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflic
         yield Conflict(name, message, (name,))
 
 
+def overwrite(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """To start anew and to continue from a checkpoint are two things."""
+    names = ("run.overwrite", "run.resume")
+    if resolved.config.run.overwrite and resolved.config.run.resume not in ("auto", "never"):
+        message = (
+            f"{said(resolved, names[0])} starts anew, but {said(resolved, names[1])} names what to "
+            "continue from; set run.overwrite: false, and another run.output_dir if that one "
+            "holds an earlier run, or run.resume: never"
+        )
+        yield Conflict(names[0], message, names)
+
+
+def allowed_changes(resolved: Resolved, _environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """What may differ from the run that is continued is named by section or field."""
+    name = "run.allow_change"
+    for given in resolved.config.run.allow_change:
+        if given not in sections() and owner(given) is None:
+            likely = nearest(given, [*sections(), *fields()])
+            meant = f"did you mean {likely[0]}?" if likely else "name a section or a section.field"
+            source = resolved.source(name)
+            yield Conflict(name, f"{name} ({source}): {given} is no field; {meant}", (name,))
+
+
 RULES: tuple[Rule, ...] = (
     one_model,
     model_type,
@@ -172,6 +196,8 @@ RULES: tuple[Rule, ...] = (
     mixed_precision,
     accumulation,
     tracker,
+    overwrite,
+    allowed_changes,
     *ENGINE_RULES,
 )
 

@@ -30,6 +30,11 @@ class Data:
     train: Mixture | Stream
     evaluate: Mixture | None
 
+    @property
+    def hashes(self) -> tuple[str, str | None]:
+        """SHA-256 of the training examples, and of the held-out ones if there are any."""
+        return self.train.sha256, self.evaluate.sha256 if self.evaluate else None
+
 
 def load_data(config: Config, on_rows: OnRows | None = None) -> Data:
     """Tokenizer and tokens, from the cache where it has them. Not collective.

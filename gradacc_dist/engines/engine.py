@@ -53,8 +53,7 @@ class Engine(ABC):
         """The factor that float16 puts on the next loss; None in other formats."""
         return None
 
-    @abstractmethod
-    def restore_loss_scale(self, value: float) -> None:
+    def restore_loss_scale(self, value: float) -> None:  # noqa: B027 - nothing is right for most
         """Go on with the `loss_scale` of an earlier run; of no effect in formats without one."""
 
     @abstractmethod

@@ -134,9 +134,9 @@ def show_loss(loss: float) -> str:
 class Ledger:
     """Append-only writer of a ledger; rank 0 only, one writer per file. No fsync per line.
 
-    A killed process leaves whole lines, because each record is one write to a file opened for
-    appending. Opening cuts off a line that an earlier crash of the machine left torn.
-    Raises DiskError.
+    Each record is one write to a file opened for appending. A kill can still cut that write short,
+    as a crash of the machine can: the last line is then torn. Readers leave such a line out, and
+    opening cuts it off. Raises DiskError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -170,16 +170,19 @@ class Ledger:
                 raise
 
 
-def read(path: Path) -> Iterator[Record]:
+def read(path: Path, num_bytes: float = math.inf) -> Iterator[Record]:
     """Yield the records in file order; a last line without its newline is being written or torn.
 
-    Raises DataError for any other line that is not a record.
+    Only lines that begin within the first `num_bytes`. Raises DataError for any other line that
+    is not a record.
     """
+    begin = 0
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.endswith(b"\n"):
+                if line.endswith(b"\n") and begin < num_bytes:
                     yield _parse(line, path, number)
+                begin += len(line)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error.strerror or error}; give the ledger.jsonl of a run"

@@ -6,7 +6,7 @@ The other ranks are silent.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,16 +24,19 @@ from gradacc_dist.observe.tracker import Tracker
 
 
 class Observer:
-    """Context manager around a run. With `enabled` false every method does nothing."""
+    """Context manager around a run. With `enabled` false every method does nothing.
 
-    def __init__(self, config: Config, num_steps: int, *, enabled: bool) -> None:
+    `started`: by time.perf_counter, as if earlier invocations had come just before this one.
+    """
+
+    def __init__(self, config: Config, num_steps: int, started: float, *, enabled: bool) -> None:
         self._config = config
         self._num_steps = num_steps
         self._enabled = enabled
         self._console = Console()
         self._folder = config.run.folder
         self._ledger_path = self._folder / "ledger.jsonl"
-        self._started = time.perf_counter()
+        self._started = started
         self._tracker: Tracker | None = None
         self._open = ExitStack()
 
@@ -51,9 +54,11 @@ class Observer:
             # Of a run that stopped with an error too: that is when one wants to look.
             loss_figure(self._ledger_path, self._folder / "loss.png", title=self._folder.name)
 
-    def start(self, rows: Mapping[str, str]) -> None:
-        """Show what is about to run, then the progress line."""
+    def start(self, rows: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+        """Show `notes` and what is about to run, then the progress line."""
         if self._enabled:
+            for note in notes:
+                self._console.print(Text(note), soft_wrap=True)
             self._console.print(start_table(rows))
             config = self._config
             self._ledger = self._open.enter_context(Ledger(self._ledger_path))

@@ -50,6 +50,19 @@ def messages(environ=None, **sections) -> list[str]:
             {"data": {"streaming": True, "train": [{"path": "a"}, {"path": "b", "weight": 0.5}]}},
             ["data.train (at", "weights 1, 0.5", "streaming: true (at", "leave the weights out"],
         ),
+        (
+            {"run": {"overwrite": True, "resume": "runs/a"}},
+            [
+                "run.overwrite: true (at run.overwrite) starts anew",
+                "run.resume: runs/a (at",
+                "never",
+            ],
+        ),
+        (
+            {"run": {"allow_change": ["windows", "optimizer", "data.train", "model.config.x"]}},
+            ["run.allow_change (at run.allow_change): windows is no field; did you mean window?"],
+        ),
+        ({"run": {"allow_change": ["zzzz"]}}, ["zzzz is no field; name a section or a section.fi"]),
         ({"engine": {"name": "ddp"}}, ["ddp (at engine.name)", "unset", "accelerate launch --mul"]),
         (
             {"engine": {"offload": True}},
