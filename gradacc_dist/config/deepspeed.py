@@ -144,6 +144,9 @@ def settings(
     for name, size in BUCKETS.items():
         if value_at(content, f"zero_optimization.{name}") == AUTO and hidden_size is not None:
             zero[name] = size(hidden_size)
+    # The only values that these may have are AdamW's own; not every Adam takes them as arguments.
+    for name in [key.removeprefix(PARAMS) for key in FIXED if key.startswith(PARAMS)]:
+        kept.get("optimizer", {}).get("params", {}).pop(name, None)
     for compute in ("fp16", "bf16"):
         kept[compute] = {**kept.get(compute, {}), "enabled": precision.compute == compute}
     if precision.compute in ("fp16", "bf16"):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-_OFFLOAD = "device nvme_path buffer_count pin_memory "
+_OFFLOAD = "device buffer_count pin_memory "
 
 # By block ("" is the top). What is missing was removed by DeepSpeed, is deprecated there, or would
 # change what is computed: other optimizers' parameters, tensor parallelism, data efficiency, ...
@@ -23,9 +23,9 @@ USABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer "
             "communication_data_type prescale_gradients gradient_predivide_factor "
             "gradient_allreduce_op managed_gradient_accumulation disable_allgather "
-            "activation_checkpointing aio checkpoint steps_per_print wall_clock_breakdown "
+            "steps_per_print wall_clock_breakdown "
             "memory_breakdown dump_state disable_python_gc log_level timers flops_profiler "
-            "comms_logger tensorboard wandb csv_monitor comet",
+            "comms_logger",
             "optimizer": "type params legacy_fusion",
             "optimizer.params": "lr betas eps weight_decay torch_adam adam_w_mode bias_correction "
             "amsgrad fp32_optimizer_states",
@@ -52,7 +52,7 @@ USABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "override_module_apply log_trace_cache_warnings enable_sanity_checks leaf_module",
             "zero_optimization.offload_param": _OFFLOAD + "buffer_size max_in_cpu",
             "zero_optimization.offload_optimizer": _OFFLOAD + "pipeline_read pipeline_write "
-            "fast_init ratio super_offload cpuadam_cores_perc",
+            "fast_init cpuadam_cores_perc",
         }.items()
     }
 )

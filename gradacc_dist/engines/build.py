@@ -60,7 +60,12 @@ def build_engine(
         hidden_size = getattr(model.config.get_text_config(), "hidden_size", None)
         complete = settings(choice.deepspeed.content, precision, hidden_size)
         engine = ZeroEngine(
-            module, build_optimizer, complete, world, reduces_once=choice.reduces_once
+            module,
+            build_optimizer,
+            complete,
+            world,
+            reduces_once=choice.reduces_once,
+            timeout_seconds=config.timeout_seconds,
         )
     elif choice.name == "fsdp2":
         timeout = config.timeout_seconds
@@ -69,7 +74,8 @@ def build_engine(
         engine = _replicated(choice, module, build_optimizer, world, precision)
     engine.reason = choice.reason
     engine.shapes = shapes
-    confirm_reduction_factor(engine, world)
+    accumulates = torch.bfloat16 if precision.accumulate == "bf16" else torch.float32
+    confirm_reduction_factor(engine, world, accumulates)
     return engine
 
 

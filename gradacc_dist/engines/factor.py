@@ -35,15 +35,18 @@ UNIT = 2.0**-20
 ROUNDINGS = 8
 
 
-def confirm_reduction_factor(engine: Engine, world: World) -> None:
+def confirm_reduction_factor(
+    engine: Engine, world: World, accumulates: torch.dtype = torch.float32
+) -> None:
     """Raise EngineError, on every rank, unless `engine` reduces as it promises. Collective.
 
+    `accumulates`: the format of the sums, where it is not that of what is read.
     Costs a forward and backward of two positions, twice, and no copy of the model.
     """
     weights = [_weight(rank, world.ranks) for rank in range(world.ranks)]
     probed = _run(engine, weights[world.rank])
     expected = sum(weights) * sum(TURNS) * UNIT
-    row = _deviations(engine, probed, expected)
+    row = _deviations(engine, probed, expected * _shrunk(engine), accumulates)
     engine.discard()
     matrix = world.share_row(row).wait()
     if not matrix[:, 0].any():
@@ -78,7 +81,7 @@ def _run(engine: Engine, weight: float) -> set[str]:
     probe = _Probe(engine.module)
     with probe.attached():
         for turn, share in enumerate(TURNS):
-            probe.number = weight * share * UNIT
+            probe.number = weight * share * UNIT * _shrunk(engine)
             with engine.micro_batch(last=turn == len(TURNS) - 1):
                 engine.backward(torch.stack(list(engine.forward(filler).values())).sum())
     return probe.names
@@ -131,7 +134,14 @@ class _Probe:
         return torch.full_like(gradient, self.number * self._loss_factor)
 
 
-def _deviations(engine: Engine, probed: set[str], expected: float) -> list[float]:
+def _shrunk(engine: Engine) -> float:
+    """So that a loss scale above the usual one does not make float16 overflow either."""
+    return min(1.0, 2.0**16 / (engine.loss_scale or 1.0))
+
+
+def _deviations(
+    engine: Engine, probed: set[str], expected: float, accumulates: torch.dtype
+) -> list[float]:
     """This rank's row: parameters read, and of the worst one the smallest and the largest value
     as parts of the sum over the ranks, whether they are wrong, and its index."""
     indices = {name: i for i, (name, _) in enumerate(engine.module.model.named_parameters())}
@@ -146,7 +156,9 @@ def _deviations(engine: Engine, probed: set[str], expected: float) -> list[float
         miss = max(abs(low / right - 1), abs(high / right - 1))
         # Not `>`: a gradient that is not a number misses by more than any.
         if not miss <= worst_miss:
-            is_wrong = not miss <= ROUNDINGS * torch.finfo(part.dtype).eps
+            # Sums in a lower format round at most twice by half its eps: the weights fit it.
+            lowest = torch.finfo(accumulates).eps if accumulates != torch.float32 else 0.0
+            is_wrong = not miss <= max(ROUNDINGS * torch.finfo(part.dtype).eps, lowest)
             worst = [0.0, low, high, float(is_wrong), float(indices[name])]
             worst_miss = miss if math.isfinite(miss) else math.inf
     return [float(num_read), *worst[1:]]

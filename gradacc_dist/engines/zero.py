@@ -11,14 +11,15 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from copy import copy
+from datetime import timedelta
 from io import StringIO
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -34,13 +35,19 @@ from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.world import World, form_group_alone
 
 
-def import_deepspeed(device: torch.device) -> Any:
-    """The deepspeed module. Raises ConfigError naming what is missing."""
+def import_deepspeed(device: torch.device, *, compiles: bool = False) -> Any:
+    """The deepspeed module. Raises ConfigError naming what is missing.
+
+    `compiles`: an optimizer of DeepSpeed's own will be used, which it builds first.
+    """
     # Without a launcher there is one rank, and DeepSpeed insists on being told.
     os.environ.setdefault("LOCAL_RANK", "0")
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        _check_compiler()
+        # There it builds its communication op when it starts, whatever the stage.
+        _check_compiler("c++")
+    elif compiles:
+        _check_compiler("c++", "nvcc")
     # DeepSpeed still calls collectives that torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\.")
     try:
@@ -55,21 +62,19 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _check_compiler() -> None:
-    # On CPUs DeepSpeed builds its communication op when it starts, whatever the stage.
-    try:
-        import ninja
-    except ImportError:
-        pass
-    else:
-        # A virtual environment that is not activated is not on the path.
-        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
-    missing = [tool for tool in ("ninja", "c++") if shutil.which(tool) is None]
+def _check_compiler(*compilers: str) -> None:
+    if shutil.which("ninja") is None:
+        with suppress(ImportError):
+            import ninja
+
+            # A virtual environment that is not activated is not on the path.
+            os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
+    missing = [tool for tool in ("ninja", *compilers) if shutil.which(tool) is None]
     if missing:
         raise ConfigError(
-            f"engine.name: deepspeed compiles an operator on CPUs and needs "
-            f"{' and '.join(missing)}, not found on PATH; install (pip install ninja; a C++ "
-            "compiler such as g++), or choose engine.name: fsdp2 or ddp"
+            f"engine.name: deepspeed compiles an operator here and needs {' and '.join(missing)}, "
+            "not found on PATH; install (pip install ninja; a C++ compiler such as g++; CUDA's "
+            "nvcc), or choose engine.name: fsdp2 or ddp"
         )
 
 
@@ -88,9 +93,11 @@ class ZeroEngine(Engine):
         world: World,
         *,
         reduces_once: bool,
+        timeout_seconds: float,
     ) -> None:
-        deepspeed = import_deepspeed(world.device)
+        deepspeed = _import_together(world, compiles="optimizer" in settings)
         form_group_alone(world.device)
+        _clone_group(timedelta(seconds=timeout_seconds))
         take_weights_of_rank_0(module, world)
         self._stage = int(settings["zero_optimization"]["stage"])
         self.name = f"zero{self._stage}"
@@ -101,11 +108,16 @@ class ZeroEngine(Engine):
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         if self._coalesces:
             self.extra_memory_bytes = sum(p.numel() * p.itemsize for p in self._parameters)
+        lower = _lower_precision(settings)
         # DeepSpeed rounds weights and buffers to the format of the arithmetic, before it makes its
         # float32 copy of what is trained; of the rest it makes none.
-        precise = _copies(module)
+        precise = _copies(module, with_trained=lower is not None)
         optimizer, settings = _optimizer(build_optimizer(module), settings)
         with redirect_stdout(StringIO()):  # prints how much memory it has, and that it compiled
+            if self._stage == 3:
+                # Parameter by parameter: the whole model need not fit the device.
+                module.to(lower)
+                deepspeed.zero.Init(module=module, config_dict_or_path=settings)
             self._engine, self._optimizer, *_ = _initialize(
                 deepspeed, model=module, config=settings, dist_init_required=False, **optimizer
             )
@@ -115,7 +127,7 @@ class ZeroEngine(Engine):
     def _restore(self, precise: dict[str, Tensor]) -> ZeroState:
         """Undo the rounding of weights and buffers."""
         for name, buffer in self._module.named_buffers():
-            buffer.data = precise[name].to(buffer.device)
+            buffer.data = precise.pop(name).to(self._world.device)
         trained = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         unchanging = {
             name.removeprefix("model."): value
@@ -125,8 +137,11 @@ class ZeroEngine(Engine):
         device = self._world.device
         state = ZeroState(self._module.model, self._optimizer, self._stage, unchanging, device)
         for name, parameter in trained.items():
-            if self._stage > 0 and self._engine.get_data_types()[0] != precise[name].dtype:
+            if name in precise and self._stage > 0:
                 state.set_weight(parameter, precise[name])
+        # At its smallest the scale would raise a bare Exception: whether to stop is ours to decide.
+        if self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
+            self._optimizer.loss_scaler.raise_error_at_min_scale = False
         return state
 
     @property
@@ -190,7 +205,7 @@ class ZeroEngine(Engine):
                     yield name, gradient if unscale == 1 else gradient * unscale
 
     def update(self, learning_rate: float, max_grad_norm: float | None) -> Update:
-        """From stage 1 on DeepSpeed takes the norm and clips, in float32."""
+        """From stage 1 on DeepSpeed takes the norm and clips."""
         if self._stage == 0:
             norm = square_sum(gradient for _, gradient in self.local_gradients()).sqrt()
             update = clip_and_step(
@@ -204,24 +219,24 @@ class ZeroEngine(Engine):
         can_scale_less = self._can_scale_less()
         if self._step():
             return Update(float(self._engine.get_global_grad_norm()), None)
-        return Update(float("nan"), "loss_scale" if can_scale_less else "non_finite")
+        return Update(float("inf"), "loss_scale" if can_scale_less else "non_finite")
 
     def _can_scale_less(self) -> bool:
         if not self._engine.fp16_enabled() or not self._engine.dynamic_loss_scale():
             return False
         scaler = self._optimizer.loss_scaler
-        # At its smallest it would raise a bare Exception: whether to stop is ours to decide.
-        scaler.raise_error_at_min_scale = False
         return bool(scaler.cur_scale > scaler.min_scale)
 
     def _step(self) -> bool:
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
-        if not applied and self._stage == 2:
+        if not applied and self._stage < 3:
             # With an offloaded optimizer and gradients wider than the weights, DeepSpeed 0.19.8
             # forgets to: all later windows would be added to gradients that are not finite.
-            for group in self._optimizer.averaged_gradients:
-                self._optimizer.averaged_gradients[group] = None
+            # Its BF16_Optimizer (stage 1) keeps them elsewhere.
+            kept = getattr(self._optimizer, "averaged_gradients", {})
+            for group in kept:
+                kept[group] = None
         return applied
 
     def discard(self) -> None:
@@ -285,10 +300,39 @@ def _initialize(deepspeed: Any, **arguments: Any) -> Any:
         ) from error
 
 
-def _copies(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU."""
-    values = chain(module.named_parameters(), module.named_buffers())
-    return {name: value.detach().to("cpu", copy=True) for name, value in values}
+def _import_together(world: World, *, compiles: bool) -> Any:
+    """`import_deepspeed` on every rank. Collective. One rank's mistake is every rank's."""
+    mistake, deepspeed = "", None
+    try:
+        deepspeed = import_deepspeed(world.device, compiles=compiles)
+    except ConfigError as error:
+        mistake = str(error)
+    told = world.share_text(mistake)
+    for rank, text in enumerate(told):
+        if text:
+            where = "" if all(told) else f" (on {world.describe_rank(rank)})"
+            raise ConfigError(text + where, same_on_all_ranks=True)
+    return deepspeed
+
+
+def _clone_group(timeout: timedelta) -> None:
+    """The group on which DeepSpeed communicates: its own would wait with torch's time limit."""
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = dist.new_group(timeout=timeout)
+
+
+def _lower_precision(settings: Mapping[str, Any]) -> torch.dtype | None:
+    formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return next((dtype for name, dtype in formats.items() if settings[name]["enabled"]), None)
+
+
+def _copies(module: nn.Module, *, with_trained: bool) -> dict[str, Tensor]:
+    """Buffers and frozen parameters by name, on the CPU, and the others if asked for."""
+    kept = dict(module.named_buffers())
+    kept |= {n: p for n, p in module.named_parameters() if with_trained or not p.requires_grad}
+    return {name: value.detach().to("cpu", copy=True) for name, value in kept.items()}
 
 
 def _optimizer(

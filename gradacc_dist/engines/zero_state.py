@@ -98,6 +98,8 @@ class ZeroState:
                 if name in self._unchanging:
                     self._unchanging[name].copy_(saved[name])
                     self._set_unchanging(value, saved[name])
+                elif not isinstance(value, nn.Parameter):
+                    value.copy_(saved[name])
                 elif self._stage > 0:
                     self.set_weight(value, saved[name])
         if self._stage == 0:
@@ -108,8 +110,8 @@ class ZeroState:
         self._load_optimizer(saved)
 
     def _set_unchanging(self, value: Tensor, whole: Tensor) -> None:
-        """What the arithmetic uses of a buffer, or of a parameter that is not trained."""
-        if self._stage < 3 or not isinstance(value, nn.Parameter):
+        """What the arithmetic uses of a parameter that is not trained."""
+        if self._stage < 3:
             value.copy_(whole)
             return
         import deepspeed

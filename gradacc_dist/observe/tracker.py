@@ -85,12 +85,15 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let wandb send the rest, for at most END_SECONDS."""
+        """Let wandb send the rest, for at most END_SECONDS. After an error it sends it alone:
+        launchers give the rank that has to tell of the error a few seconds."""
         if self._process is None:
             return
         self._write("done" if kind is None else "failed")
         assert self._process.stdin is not None
         self._process.stdin.close()
+        if kind is not None:
+            return
         try:
             exit_code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
