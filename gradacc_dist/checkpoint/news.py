@@ -22,7 +22,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class News:
-    """Of one rank. `is_time`: by rank 0's clock; the others' do not count."""
+    """Of one rank. `is_time`: by its own clock; rank 0's counts."""
 
     asked: Asked
     is_time: bool

@@ -117,7 +117,7 @@ class Saver:
     def _is_time(self) -> bool:
         minutes = self._policy.every_minutes
         seconds = time.monotonic() - self._last_begun
-        return self._world.is_main and minutes is not None and seconds >= 60 * minutes
+        return minutes is not None and seconds >= 60 * minutes
 
     def _is_due(self, step: int) -> bool:
         every = self._policy.every_steps

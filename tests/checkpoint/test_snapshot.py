@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import example as case
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ SIZES = st.lists(st.integers(0, 1000), max_size=60)
 
 
 @given(SIZES, st.integers(1, 9))
+@case([1000, 1] * 10, 2)  # in turn, one rank would get all the large ones
 def test_no_rank_gets_more_than_an_equal_share_and_one_tensor(sizes, ranks):
     dealer = Dealer(ranks)
     loads = [0] * ranks
