@@ -210,6 +210,8 @@ def test_a_try_without_checkpoint_begins_anew_if_it_is_the_same_run(tmp_path):
     leave(tmp_path)
     with pytest.raises(ConfigError, match=r"holds an earlier run.*of another configuration"):
         begin(tmp_path, seed=4)
+    with pytest.raises(ConfigError, match="holds an earlier run; choose another folder"):
+        begin(tmp_path, resume="never")
     with pytest.raises(ConfigError, match="all 5 steps of it, but no checkpoint"):
         begin(tmp_path, num_steps=5)
     assert steps(tmp_path) == [1, 2, 3, 3, 4, 5]

@@ -16,6 +16,7 @@ from gradacc_dist.checkpoint.restore import (
     check_fit,
     find_together,
     first_of,
+    verify_together,
 )
 from gradacc_dist.checkpoint.shards import HostTensor, write_shard
 from gradacc_dist.checkpoint.store import Store
@@ -46,6 +47,9 @@ def test_tensors_keep_format_and_outlive_their_file(tmp_path):
     data = half.view(torch.uint8).numpy().tobytes()
     saved = checkpoint(tmp_path, f32("w", 2, 3), HostTensor("h", "BF16", (2,), data))
     w, h = saved["w"], saved["h"]
+    (file,) = saved.folder.glob("*.safetensors")
+    with file.open("r+b") as content:  # in place: a view of the mapped file would see it
+        content.write(b"\0" * file.stat().st_size)
     shutil.rmtree(saved.folder)
     assert torch.equal(w, torch.arange(6.0).reshape(2, 3))
     assert h.dtype == torch.bfloat16
@@ -139,3 +143,18 @@ def test_ranks_share_the_work_and_agree_on_what_one_of_them_finds(pools, tmp_pat
     assert one[1] == 12
     told, silent = pools[2].run(found_by, tmp_path / "none")
     assert (told[1], silent[1]) == (10, 10)
+
+
+def verified_by(world, folders):
+    try:
+        verify_together(folders[world.rank], world)
+    except CheckpointError as error:
+        return str(error)
+
+
+def test_ranks_that_see_different_checkpoints_stop(pools, tmp_path):
+    """A folder of the same name on each node's own disk, for example."""
+    one, other = (save(tmp_path / str(rank), 1, mark=rank) for rank in range(2))
+    texts = pools[2].run(verified_by, (one, other))
+    assert all("the ranks see different manifests there" in text for text in texts)
+    assert pools[2].run(verified_by, (one, one)) == [None, None]
