@@ -14,12 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from gradacc_dist.config.deepspeed_keys import FIXED
 from gradacc_dist.config.fields import nested, shown
 from gradacc_dist.config.launcher import is_on
 from gradacc_dist.config.schema import Engine, Precision
 
 AUTO = "auto"
 STAGES = (0, 1, 2, 3)
+PARAMS = "optimizer.params."
 USE_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 CONFIG_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 STAGE = "zero_optimization.stage"

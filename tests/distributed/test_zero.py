@@ -36,7 +36,7 @@ MICRO_BATCH = 2
 
 def reductions(name: str) -> tuple[str, ...]:
     """Stages 0 and 1 hold all gradients and reduce them once a window; the rules say so."""
-    return ("auto",) if name in ("zero0", "zero1") else ("window", "micro_batch")
+    return ("auto",) if name in ("zero0", "zero1", "zero1_offload") else ("window", "micro_batch")
 
 
 def engine(name: str, reduce: str = "auto") -> EngineConfig:
@@ -146,10 +146,10 @@ def run_in_float16(world, *args):
         return run_case(world, *args, "fp16")
 
 
-def config_of(name, folder):
+def config_of(name, folder, reduce="auto"):
     """By the name of a shipped JSON, of another engine, or ZeRO-1 with its optimizer offloaded."""
     if name != "zero1_offload":
-        return engine(name) if name.startswith("zero") else EngineConfig(name=name)
+        return engine(name, reduce) if name.startswith("zero") else EngineConfig(name=name)
     path = Path(folder) / "zero1_offload.json"
     offload = {"device": "cpu"}
     zero = {"stage": 1, "overlap_comm": True, "offload_optimizer": offload}
@@ -188,7 +188,7 @@ def one_micro_batch(built, example, *, last=True, factor=1.0):
         built.backward(sums["cross_entropy"] * factor)
 
 
-def leftovers(world, name, reduce, compute, factor):
+def leftovers(world, name, folder, reduce, compute, factor):
     """A window with a gradient of `factor`, then discarded or updated; then a good one.
 
     Returns how both ended, whether the weights stayed, and the good one's gradients with and
@@ -196,7 +196,7 @@ def leftovers(world, name, reduce, compute, factor):
     """
     case = Case((9, 20, 5, 14), (1.0,) * 4, window=4, steps=1, dtype="float32")
     examples = case.examples()
-    built = build(world, case, engine(name, reduce), compute)
+    built = build(world, case, config_of(name, folder, reduce), compute)
     before = weights_of(built)
     ends, gradients = [], []
     for bad in (None, "discard", "update"):
@@ -216,8 +216,8 @@ def leftovers(world, name, reduce, compute, factor):
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", STAGES)
-def test_b13_nothing_stays_of_a_window_that_was_not_applied(pools, name, compute):
+@pytest.mark.parametrize("name", [*STAGES, "zero1_offload"])
+def test_b13_nothing_stays_of_a_window_that_was_not_applied(pools, tmp_path, name, compute):
     """One rank's NaN: the weights are left alone on every rank, and so is the next window.
 
     DeepSpeed 0.19.8 by itself adds to NaN ever after under zero2_offload in bf16.
@@ -226,7 +226,7 @@ def test_b13_nothing_stays_of_a_window_that_was_not_applied(pools, name, compute
         pytest.skip("refused by the configuration's rules")
     for reduce in reductions(name) if compute == "fp32" else ("auto",):
         for ends, is_unchanged, gradients in pools[2].run(
-            leftovers, name, reduce, compute, float("nan")
+            leftovers, name, str(tmp_path), reduce, compute, float("nan")
         ):
             assert ends == ["non_finite"]
             assert is_unchanged
