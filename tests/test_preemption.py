@@ -160,7 +160,6 @@ def checkpoint_of(run: Running) -> int:
     steps = [record["step"] for record in ledger(run.output)]
     assert steps == list(range(1, state["step"] + 1))
     assert state["ledger_bytes"] == (run.output / "ledger.jsonl").stat().st_size
-    assert (run.output / "checkpoints").glob("*.saving") is not None
     assert not list((run.output / "checkpoints").glob("*.saving"))
     return state["step"]
 
@@ -237,7 +236,7 @@ def test_b14_while_tokenising_a_run_leaves_at_once(config, tmp_path, name, ranks
         assert time.monotonic() - begun < 15
         assert code == 23 if ranks == 1 else "exitcode  : 23" in run.shown
         assert "SIGTERM before the first step" in run.shown
-        assert 'Traceback (most recent call last):\n  File "/tmp' not in run.shown
+        assert 'gradacc_dist/training.py"' not in run.shown  # no traceback of ours
         assert not run.output.exists()
 
 
