@@ -21,6 +21,8 @@ from test_train import write_rows
 
 from gradacc_dist.checkpoint.store import Store
 
+pytestmark = pytest.mark.cluster
+
 # Long enough that no test sees the end of it.
 ENDLESS = ("--schedule.steps", "100000")
 

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradacc_dist.export import main as export_main
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from copy import copy
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils.cpp_extension import get_default_build_root
 
 from gradacc_dist.data.batch import MicroBatch, collate
 from gradacc_dist.data.tokens import Example
@@ -108,6 +111,8 @@ class ZeroEngine(Engine):
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         if self._coalesces:
             self.extra_memory_bytes = sum(p.numel() * p.itemsize for p in self._parameters)
+        if world.is_main:
+            _mention_locks()
         lower = _lower_precision(settings)
         # DeepSpeed rounds weights and buffers to the format of the arithmetic, before it makes its
         # float32 copy of what is trained; of the rest it makes none.
@@ -313,6 +318,19 @@ def _import_together(world: World, *, compiles: bool) -> Any:
             where = "" if all(told) else f" (on {world.describe_rank(rank)})"
             raise ConfigError(text + where, same_on_all_ranks=True)
     return deepspeed
+
+
+def _mention_locks() -> None:
+    """Operators are compiled under a lock, a mere file, on which all later starts wait for ever if
+    its owner was killed. Nobody can tell whether it was, so say so (C4)."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.rglob("lock"):
+        print(
+            f"waiting for another process to compile an operator of DeepSpeed; if there is none, a "
+            f"start was killed meanwhile: remove {lock}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _clone_group(timeout: timedelta) -> None:
