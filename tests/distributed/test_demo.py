@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from distributed.test_zero import float16_on_cpu
 
 from gradacc_dist.config.load import load
 from gradacc_dist.engines.replicated import ReplicatedEngine
@@ -28,10 +29,10 @@ ENGINES = ["ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3", "zero3_offload"]
 ROUNDING = 1e-5
 
 
-def run_demo(world, name, output, cache, doubled=False):
+def run_demo(world, name, output, cache, doubled=False, flags=()):
     """The packaged demo, cut to 20 steps, on the pool's ranks. Collective."""
-    flags = ["--run.output_dir", output, "--data.cache_dir", cache]
-    flags += ["--schedule.steps", str(STEPS), "--schedule.warmup_steps", "2"]
+    flags = flags or ["--schedule.steps", str(STEPS), "--schedule.warmup_steps", "2"]
+    flags = [*flags, "--run.output_dir", output, "--data.cache_dir", cache]
     flags += ["--evaluate.examples", "8", "--checkpoint.save_model", "false"]
     flags += ["--track.sample_tokens", "0"]
     if name.startswith("zero"):
@@ -95,3 +96,30 @@ def test_a_planted_factor_of_2_is_told_apart(pools, alone, name):
     assert worst < 0.01
     with pytest.raises(AssertionError):
         assert_same_run(found, single)
+
+
+def run_in_float16(world, output, cache):
+    """Eight steps on one example a window, under a loss scale that float16 cannot take."""
+    few = ["--schedule.steps", "8", "--schedule.warmup_steps", "8", "--window.examples", "2"]
+    flags = ["--precision.compute", "fp16", "--data.max_length", "64", *few]
+    with float16_on_cpu(), patch("gradacc_dist.engines.loss_scale.FIRST", 2.0**27):
+        run_demo(world, "ddp", output, cache, flags=flags)
+
+
+def test_an_overflow_of_float16_is_in_the_ledger_and_does_not_advance_the_schedule(
+    pools, tmp_path, alone
+):
+    _, folder = alone
+    pools[2].run(run_in_float16, str(tmp_path / "half"), str(folder / "cache"))
+    found = ledger(tmp_path / "half")
+    num_skipped = sum(line["skipped"] == "loss_scale" for line in found)
+    assert 1 <= num_skipped < len(found) == 8
+    assert [line["skipped"] for line in found] == ["loss_scale"] * num_skipped + [None] * (
+        8 - num_skipped
+    )
+    scales = [line["loss_scale"] for line in found]
+    assert scales == [2.0 ** (27 - min(i, num_skipped)) for i in range(8)]
+    # The warm-up rises by the updates made, not by the windows consumed.
+    rates = [line["learning_rate"] for line in found]
+    assert rates[: num_skipped + 1] == [rates[0]] * (num_skipped + 1)
+    assert rates[num_skipped + 1] == pytest.approx(2 * rates[0])
