@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-_OFFLOAD = "device buffer_count pin_memory "
+_OFFLOAD = "device nvme_path buffer_count pin_memory "
 
 # By block ("" is the top). What is missing was removed by DeepSpeed, is deprecated there, or would
 # change what is computed: other optimizers' parameters, tensor parallelism, data efficiency, ...
@@ -52,13 +52,14 @@ USABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "override_module_apply log_trace_cache_warnings enable_sanity_checks leaf_module",
             "zero_optimization.offload_param": _OFFLOAD + "buffer_size max_in_cpu",
             "zero_optimization.offload_optimizer": _OFFLOAD + "pipeline_read pipeline_write "
-            "fast_init cpuadam_cores_perc",
+            "fast_init ratio super_offload cpuadam_cores_perc",
         }.items()
     }
 )
 
 _ROUNDED = "rounding what ranks exchange would change the result"
 _IN_FP32 = "weights, gradients and optimizer state are kept in fp32"
+_UNTESTED = "no test shows that it gives the same gradients"
 _ADAMW = "it would change what optimizer.name: adamw computes"
 _FROM_ZERO = "the learning rate rises linearly from zero"
 
@@ -73,6 +74,8 @@ FIXED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "bf16.bf16_optimizer_states": (False, _IN_FP32),
         "fp16.fp16_master_weights_and_grads": (False, _IN_FP32),
         "zero_optimization.compute_grad_norm": (True, "it is clipped by and reported"),
+        "zero_optimization.offload_optimizer.super_offload": (False, _UNTESTED),
+        "zero_optimization.offload_optimizer.ratio": (1, _UNTESTED),
         "zero_optimization.round_robin_gradients": (
             False,
             "DeepSpeed then gives its gradients out wrong, so they cannot be checked or saved",

@@ -107,6 +107,12 @@ def known_stage(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conf
                     f"zero_optimization.{what}.device: {shown(device)} does nothing under "
                     f"ZeRO-{stage}; remove the block, or use stage {least}",
                 )
+            elif device == "nvme":
+                yield _conflict(
+                    asked,
+                    f"zero_optimization.{what}.device: nvme is not offered: no test shows that it "
+                    "gives the same gradients; use cpu",
+                )
 
 
 def usable_keys(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Conflict]:

@@ -23,6 +23,8 @@ from gradacc_dist.observe.ledger import comparison_label
 
 # How long the end of a run may wait for wandb.
 END_SECONDS = 30.0
+# The rank that has to tell of an error is ended by its launcher soon after the others have left.
+ERROR_SECONDS = 3.0
 
 # Any other variable stays here: trackers keep what they find (C11).
 VARIABLES = frozenset(
@@ -85,18 +87,17 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let wandb send the rest, for at most END_SECONDS. After an error it sends it alone:
-        launchers give the rank that has to tell of the error a few seconds."""
+        """Let wandb send the rest, for at most END_SECONDS; after an error, it goes on alone."""
         if self._process is None:
             return
         self._write("done" if kind is None else "failed")
         assert self._process.stdin is not None
         self._process.stdin.close()
-        if kind is not None:
-            return
         try:
-            exit_code = self._process.wait(END_SECONDS)
+            exit_code = self._process.wait(END_SECONDS if kind is None else ERROR_SECONDS)
         except subprocess.TimeoutExpired:
+            if kind is not None:
+                return
             os.killpg(self._process.pid, signal.SIGKILL)  # the core of wandb with it
             self._process.wait()
             self.poll()

@@ -88,7 +88,9 @@ def as_rules_want_it(config: Config, model: dict[str, object]) -> Config:
     if schedule.epochs is not None or not isinstance(data.train, str):
         data = data.model_copy(update={"streaming": False})
     chosen = config.model.model_copy(update=model)
+    run = config.run.model_copy(update={"allow_change": (), "resume": "auto"})
     update = {
+        "run": run,
         "data": data,
         "window": window,
         "schedule": schedule,

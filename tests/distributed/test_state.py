@@ -34,6 +34,8 @@ from gradacc_dist.optim import build_optimizer
 from gradacc_dist.step import accumulate
 from gradacc_dist.windows import Assembler, agreed_windows
 
+pytestmark = pytest.mark.cluster
+
 RATE = 1e-3
 ADAMW = Optimizer(learning_rate=RATE, betas=(0.8, 0.9), weight_decay=0.1)
 MICRO_BATCH = 2

@@ -25,6 +25,8 @@ from gradacc_dist.config.schema import Config, Run, Track
 from gradacc_dist.observe.ledger import Ledger
 from gradacc_dist.observe.tracker import Tracker, environment
 
+pytestmark = pytest.mark.cluster
+
 KEY = "0123456789abcdef" * 2 + "keycanry"  # the form that wandb takes for a key: 40 characters
 CANARIES = (KEY, "canary-in-environment", "canary-in-argv")
 UNREACHABLE = ("refuses", "stalls", "401", "500")
