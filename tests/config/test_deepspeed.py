@@ -95,10 +95,9 @@ def test_a_json_of_accelerate(tmp_path):
         (
             {
                 "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1",
-                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme",
-                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_NVME_PATH": "/disk",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
             },
-            zero(1, offload_optimizer={"device": "nvme", "nvme_path": "/disk"}),
+            zero(1, offload_optimizer={"device": "cpu"}),
         ),
     ],
 )
@@ -122,6 +121,10 @@ def test_accelerates_own_settings(environ, content):
         ),
         ({"ACCELERATE_GRADIENT_CLIPPING": "much"}, ["launch asks for much, but optimizer.max_"]),
         ({"ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": "Moe"}, ['"leaf_module": {"classes"']),
+        (
+            {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"},
+            ["offload_optimizer.device: nvme is not offered", "use cpu"],
+        ),
         (
             {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
             ['offload_param.device: "cpu" does nothing under ZeRO-2', "use stage 3"],
