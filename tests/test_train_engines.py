@@ -172,6 +172,20 @@ def test_c9_deepspeed_that_is_missing_is_named(folder):
     assert done.returncode == 0, done.stderr
 
 
+def test_c4_a_lock_that_a_killed_start_left_is_not_waited_for_for_ever(
+    monkeypatch, tmp_path, capsys
+):
+    """torch's own wait for it has no end and no word."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(zero, "COMPILING_SECONDS", 0.2)
+    lock = tmp_path / "some_op" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    zero._wait_for_compilers(speaks=True)
+    assert not lock.exists()
+    assert f"compiles an operator of DeepSpeed ({lock})" in capsys.readouterr().err
+
+
 def test_float16_on_a_cpu_is_refused(folder):
     """With the remedy, under whichever engine."""
     done = train(folder / "run.yaml", folder / "half", "--precision.compute", "fp16")

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -36,6 +37,9 @@ from gradacc_dist.errors import ConfigError
 from gradacc_dist.items import IGNORED_LABEL
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.world import World, form_group_alone
+
+# Several times what compiling takes.
+COMPILING_SECONDS = 300.0
 
 
 def import_deepspeed(device: torch.device, *, compiles: bool = False) -> Any:
@@ -111,8 +115,7 @@ class ZeroEngine(Engine):
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         if self._coalesces:
             self.extra_memory_bytes = sum(p.numel() * p.itemsize for p in self._parameters)
-        if world.is_main:
-            _mention_locks()
+        _wait_for_compilers(speaks=world.is_main)
         lower = _lower_precision(settings)
         # DeepSpeed rounds weights and buffers to the format of the arithmetic, before it makes its
         # float32 copy of what is trained; of the rest it makes none.
@@ -320,17 +323,23 @@ def _import_together(world: World, *, compiles: bool) -> Any:
     return deepspeed
 
 
-def _mention_locks() -> None:
-    """Operators are compiled under a lock, a mere file, on which all later starts wait for ever if
-    its owner was killed. Nobody can tell whether it was, so say so (C4)."""
+def _wait_for_compilers(*, speaks: bool) -> None:
+    """Operators are compiled under a lock, a mere file: all later starts would wait for ever for
+    one whose owner was killed, and say nothing (C4).
+    """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in root.rglob("lock"):
-        print(
-            f"waiting for another process to compile an operator of DeepSpeed; if there is none, a "
-            f"start was killed meanwhile: remove {lock}",
-            file=sys.stderr,
-            flush=True,
-        )
+        if speaks:
+            print(
+                f"waiting for a process that compiles an operator of DeepSpeed ({lock}), for at "
+                f"most {COMPILING_SECONDS:g} s",
+                file=sys.stderr,
+                flush=True,
+            )
+        with suppress(FileNotFoundError):  # done
+            while time.time() - lock.stat().st_mtime < COMPILING_SECONDS:
+                time.sleep(0.5)
+            lock.unlink()
 
 
 def _clone_group(timeout: timedelta) -> None:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-TASK_LIMIT_SECONDS = 300
+TASK_LIMIT_SECONDS = 600
 
 
 class RankError(AssertionError):
