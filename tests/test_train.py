@@ -217,6 +217,10 @@ def test_an_earlier_run_is_not_overwritten(folder, runs):
     output = runs["python, 1 rank"]
     before = (output / "ledger.jsonl").read_bytes()
     done = train(folder / "run.yaml", output)
+    assert done.returncode == 0, done.stderr
+    assert "This run is finished" in done.stdout
+    assert (output / "ledger.jsonl").read_bytes() == before
+    done = train(folder / "run.yaml", output, "--run.resume", "never")
     assert done.returncode == 10
     assert "holds an earlier run" in done.stderr
     assert "--run.overwrite true" in done.stderr
