@@ -59,7 +59,6 @@ def test_b1_a_killed_run_goes_on_bitwise(config, whole, killed):
     assert any(name.startswith("exp_avg_sq/") for name in ours)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     # The stand-in for saving claims 100 seconds of each run.
-    assert "wall time 1:4" in printed
 
 
 def test_b12_another_engine_ranks_and_micro_batch_go_on_equally(config, whole, killed):
