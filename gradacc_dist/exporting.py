@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from gradacc_dist.checkpoint.export import write_pretrained
-from gradacc_dist.checkpoint.folder import LEDGER, RESOLVED
+from gradacc_dist.checkpoint.folder import RESOLVED
 from gradacc_dist.checkpoint.restore import (
     SavedTensors,
     candidates_at,
@@ -29,7 +29,14 @@ from gradacc_dist.data.load import load_tokenizer
 from gradacc_dist.engines.state import named_weights
 from gradacc_dist.errors import CheckpointError, ConfigError, DataError, DiskError
 from gradacc_dist.model import build_model
-from gradacc_dist.observe.ledger import EvalRecord, Record, TrainRecord, comparison_label, read
+from gradacc_dist.observe.ledger import (
+    LEDGER,
+    EvalRecord,
+    Record,
+    TrainRecord,
+    comparison_label,
+    read,
+)
 
 LAW = (
     "the loss of a window is the sum of its tokens' losses over all ranks and micro-batches, "

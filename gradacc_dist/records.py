@@ -20,7 +20,7 @@ from gradacc_dist.data.stream import Stream
 from gradacc_dist.engines import Engine
 from gradacc_dist.errors import DiskError
 from gradacc_dist.model import dropout_of
-from gradacc_dist.observe.ledger import Term, TrainRecord, comparison_label
+from gradacc_dist.observe.ledger import LEDGER, Term, TrainRecord, comparison_label
 from gradacc_dist.step import StepOutcome
 from gradacc_dist.windows import LocalWindow
 from gradacc_dist.world import World
@@ -78,7 +78,7 @@ def run_state(
     """Where the run stands after `window`, for its checkpoint. On rank 0: it reads the ledger's
     length. `started`: by time.perf_counter.
     """
-    ledger = config.run.folder / "ledger.jsonl"
+    ledger = config.run.folder / LEDGER
     with DiskError.naming(ledger):
         ledger_bytes = ledger.stat().st_size
     return RunState(

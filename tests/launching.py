@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 240
 
 ACCELERATE_FILES = ROOT / "configs" / "accelerate"
+DEEPSPEED_FILES = ROOT / "configs" / "deepspeed"
 
 
 def accelerate(file: str, *flags: str) -> list[str]:

@@ -66,22 +66,12 @@ def replace_text(path: Path, text: str) -> None:
 
 def sync_file(path: Path) -> None:
     """See onto the disk what any process has written to the file `path`."""
-    with DiskError.naming(path):
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+    _sync(path, os.O_RDONLY)
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut: what was created, renamed and removed."""
-    with DiskError.naming(folder):
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def remove_folder(folder: Path) -> None:
@@ -91,6 +81,15 @@ def remove_folder(folder: Path) -> None:
             folder.unlink()
         else:
             shutil.rmtree(folder)
+
+
+def _sync(path: Path, flags: int) -> None:
+    with DiskError.naming(path):
+        file = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _chunks(parts: Sequence[Bytes]) -> Iterator[memoryview]:

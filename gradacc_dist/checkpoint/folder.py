@@ -21,10 +21,10 @@ from gradacc_dist.config.identity import identity
 from gradacc_dist.config.load import read_back
 from gradacc_dist.config.schema import Config
 from gradacc_dist.errors import ConfigError, DiskError
-from gradacc_dist.observe.ledger import TrainRecord, read
+from gradacc_dist.observe.ledger import LEDGER, TrainRecord, read
 from gradacc_dist.world import World
 
-LEDGER, FIGURE, MODEL, RESOLVED = "ledger.jsonl", "loss.png", "model", "config.resolved.yaml"
+FIGURE, MODEL, RESOLVED = "loss.png", "model", "config.resolved.yaml"
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from gradacc_dist.config.schema import Checkpoint, Config
 from gradacc_dist.data.order import Window
 from gradacc_dist.engines import Engine
 from gradacc_dist.errors import DiskError, GradaccError, PreemptedError
+from gradacc_dist.observe.ledger import LEDGER
 from gradacc_dist.signals import Signals
 from gradacc_dist.world import World
 
@@ -55,7 +56,7 @@ class Saver:
         folder = config.run.folder
         self._place = Place(
             Store(folder / CHECKPOINTS),
-            folder / "ledger.jsonl",
+            folder / LEDGER,
             config.checkpoint.keep,
             config.checkpoint.keep_every_steps,
         )

@@ -14,13 +14,13 @@ from gradacc_dist.config.deepspeed import (
     DeepSpeed,
     asked_for,
     launcher_values,
-    leaves_of,
     value_at,
 )
 from gradacc_dist.config.deepspeed_keys import FIXED, USABLE
 from gradacc_dist.config.deepspeed_owned import LOWER, disagreement, owned_keys, same
 from gradacc_dist.config.fields import shown
 from gradacc_dist.config.hints import nearest
+from gradacc_dist.config.identity import flat
 from gradacc_dist.config.launcher import is_on
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.config.rule import Conflict, Rule, count, said, value
@@ -204,7 +204,7 @@ def resolvable(resolved: Resolved, environ: Mapping[str, str]) -> Iterator[Confl
     known = {owned.key for owned in owned_keys(resolved, 1)} | {*FIXED, *VARIABLES, WITHOUT_EFFECT}
     known |= {f"zero_optimization.{name}" for name in BUCKETS}
     for asked in _readable(resolved, environ):
-        for key, theirs in leaves_of(asked.content):
+        for key, theirs in flat(asked.content).items():
             if theirs == AUTO and key not in known:
                 yield _conflict(
                     asked, f'{key}: "auto" has no meaning here; give a value or remove the key'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gradacc_dist.config.resolved import leaves_of
 from gradacc_dist.config.schema import Config
 
 SECTIONS = frozenset({"data", "window", "model", "objective", "optimizer", "schedule", "precision"})
@@ -33,10 +34,4 @@ def decides(path: str) -> bool:
 
 def flat(values: Mapping[str, object]) -> dict[str, object]:
     """`values` with each entry of a mapping by its own: `model.config.hidden_size`."""
-    leaves: dict[str, object] = {}
-    for path, value in values.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flat({f"{path}.{key}": inner for key, inner in value.items()})
-        else:
-            leaves[path] = value
-    return leaves
+    return dict(leaf for path, value in values.items() for leaf in leaves_of(path, value))

@@ -34,7 +34,7 @@ def leaves(config: Config) -> Iterator[tuple[str, object]]:
     """Every leaf with its value, in the order of the schema."""
     for name, section in config:
         for field, value in section:
-            yield from _leaves_of(f"{name}.{field}", value)
+            yield from leaves_of(f"{name}.{field}", value)
 
 
 def fingerprint(config: Config) -> str:
@@ -53,9 +53,10 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _leaves_of(path: str, value: object) -> Iterator[tuple[str, object]]:
+def leaves_of(path: str, value: object) -> Iterator[tuple[str, object]]:
+    """`value` at `path`, or each entry of a mapping by its own dotted path; an empty one is one."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _leaves_of(f"{path}.{key}", inner)
+            yield from leaves_of(f"{path}.{key}", inner)
     else:
         yield path, value

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from gradacc_dist.data.batch import MicroBatch
+from gradacc_dist.engines.loss_scale import LossScale
 from gradacc_dist.objectives.terms import ObjectiveModule
 
 
@@ -48,13 +49,18 @@ class Engine(ABC):
     shapes: Mapping[str, tuple[int, ...]]
     """Of every weight and persistent buffer, whole, by the names of `state`."""
 
+    _loss_scale: LossScale | None = None
+    """Of an engine that scales float16's losses itself."""
+
     @property
     def loss_scale(self) -> float | None:
         """The factor that float16 puts on the next loss; None in other formats."""
-        return None
+        return self._loss_scale.value if self._loss_scale else None
 
-    def restore_loss_scale(self, value: float) -> None:  # noqa: B027 - nothing is right for most
+    def restore_loss_scale(self, value: float) -> None:
         """Go on with the `loss_scale` of an earlier run; of no effect in formats without one."""
+        if self._loss_scale is not None:
+            self._loss_scale.restore(value)
 
     @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:

@@ -110,16 +110,6 @@ class FSDP2Engine(Engine):
         """The module itself: sharding replaces no module."""
         return self._module
 
-    @property
-    def loss_scale(self) -> float | None:
-        """See Engine."""
-        return self._loss_scale.value if self._loss_scale else None
-
-    def restore_loss_scale(self, value: float) -> None:
-        """See Engine."""
-        if self._loss_scale is not None:
-            self._loss_scale.restore(value)
-
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Tell the shards what to do after this backward."""

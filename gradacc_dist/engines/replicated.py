@@ -89,16 +89,6 @@ class ReplicatedEngine(Engine):
             return inside
         return self._wrapped
 
-    @property
-    def loss_scale(self) -> float | None:
-        """See Engine."""
-        return self._loss_scale.value if self._loss_scale else None
-
-    def restore_loss_scale(self, value: float) -> None:
-        """See Engine."""
-        if self._loss_scale is not None:
-            self._loss_scale.restore(value)
-
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Reducing once, gradients stay on their rank until the window's last micro-batch."""

@@ -1,88 +1,30 @@
 """DeepSpeed's ZeRO 0 to 3: driven directly, so that the end of a window is ours to tell.
 
-DeepSpeed averages over the ranks; the factor that undoes it is measured like any engine's. It is
-imported when it is chosen and not before: its import can fail on machines that never use it.
+DeepSpeed averages over the ranks; the factor that undoes it is measured like any engine's.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-import sys
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from copy import copy
-from datetime import timedelta
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.cpp_extension import get_default_build_root
 
 from gradacc_dist.data.batch import MicroBatch, collate
 from gradacc_dist.data.tokens import Example
 from gradacc_dist.engines.engine import Engine, Update
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.engines.weights import take_weights_of_rank_0
+from gradacc_dist.engines.zero_start import initialize, ready_deepspeed
 from gradacc_dist.engines.zero_state import ZeroState
-from gradacc_dist.errors import ConfigError
 from gradacc_dist.items import IGNORED_LABEL
 from gradacc_dist.objectives.terms import ObjectiveModule
-from gradacc_dist.world import World, form_group_alone
-
-# Several times what compiling takes.
-COMPILING_SECONDS = 300.0
-
-
-def import_deepspeed(device: torch.device, *, compiles: bool = False) -> Any:
-    """The deepspeed module. Raises ConfigError naming what is missing.
-
-    `compiles`: an optimizer of DeepSpeed's own will be used, which it builds first.
-    """
-    # Without a launcher there is one rank, and DeepSpeed insists on being told.
-    os.environ.setdefault("LOCAL_RANK", "0")
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # There it builds its communication op when it starts, whatever the stage.
-        _check_compiler("c++")
-    elif compiles:
-        _check_compiler("c++", "nvcc")
-    # DeepSpeed still calls collectives that torch has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\.")
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ConfigError(
-            f"engine.name: deepspeed cannot be used: {error}; install it with `pip install "
-            "'gradacc-dist[deepspeed]'`, or choose engine.name: fsdp2 or ddp"
-        ) from error
-    # What it warns of (untested optimizers, overflows) is tested, and told, by this project.
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    return deepspeed
-
-
-def _check_compiler(*compilers: str) -> None:
-    if shutil.which("ninja") is None:
-        with suppress(ImportError):
-            import ninja
-
-            # A virtual environment that is not activated is not on the path.
-            os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
-    missing = [tool for tool in ("ninja", *compilers) if shutil.which(tool) is None]
-    if missing:
-        raise ConfigError(
-            f"engine.name: deepspeed compiles an operator here and needs {' and '.join(missing)}, "
-            "not found on PATH; install (pip install ninja; a C++ compiler such as g++; CUDA's "
-            "nvcc), or choose engine.name: fsdp2 or ddp"
-        )
+from gradacc_dist.world import World
 
 
 class ZeroEngine(Engine):
@@ -102,9 +44,9 @@ class ZeroEngine(Engine):
         reduces_once: bool,
         timeout_seconds: float,
     ) -> None:
-        deepspeed = _import_together(world, compiles="optimizer" in settings)
-        form_group_alone(world.device)
-        _clone_group(timedelta(seconds=timeout_seconds))
+        deepspeed = ready_deepspeed(
+            world, compiles="optimizer" in settings, timeout_seconds=timeout_seconds
+        )
         take_weights_of_rank_0(module, world)
         self._stage = int(settings["zero_optimization"]["stage"])
         self.name = f"zero{self._stage}"
@@ -115,7 +57,6 @@ class ZeroEngine(Engine):
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         if self._coalesces:
             self.extra_memory_bytes = sum(p.numel() * p.itemsize for p in self._parameters)
-        _wait_for_compilers(speaks=world.is_main)
         lower = _lower_precision(settings)
         # DeepSpeed rounds weights and buffers to the format of the arithmetic, before it makes its
         # float32 copy of what is trained; of the rest it makes none.
@@ -126,7 +67,7 @@ class ZeroEngine(Engine):
                 # Parameter by parameter: the whole model need not fit the device.
                 module.to(lower)
                 deepspeed.zero.Init(module=module, config_dict_or_path=settings)
-            self._engine, self._optimizer, *_ = _initialize(
+            self._engine, self._optimizer, *_ = initialize(
                 deepspeed, model=module, config=settings, dist_init_required=False, **optimizer
             )
         self._state = self._restore(precise)
@@ -292,62 +233,6 @@ class ZeroEngine(Engine):
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
         """Every rank takes its part. See ZeroState.load for what it raises."""
         self._state.load(saved)
-
-
-def _initialize(deepspeed: Any, **arguments: Any) -> Any:
-    try:
-        return deepspeed.initialize(**arguments)
-    except ValidationError as error:
-        mistakes = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: got {e['input']!r} ({e['msg']})"
-            for e in error.errors()
-        )
-        raise ConfigError(
-            f"the DeepSpeed JSON is not taken by DeepSpeed {deepspeed.__version__}: {mistakes}",
-            same_on_all_ranks=True,
-        ) from error
-
-
-def _import_together(world: World, *, compiles: bool) -> Any:
-    """`import_deepspeed` on every rank. Collective. One rank's mistake is every rank's."""
-    mistake, deepspeed = "", None
-    try:
-        deepspeed = import_deepspeed(world.device, compiles=compiles)
-    except ConfigError as error:
-        mistake = str(error)
-    told = world.share_text(mistake)
-    for rank, text in enumerate(told):
-        if text:
-            where = "" if all(told) else f" (on {world.describe_rank(rank)})"
-            raise ConfigError(text + where, same_on_all_ranks=True)
-    return deepspeed
-
-
-def _wait_for_compilers(*, speaks: bool) -> None:
-    """Operators are compiled under a lock, a mere file: all later starts would wait for ever for
-    one whose owner was killed, and say nothing (C4).
-    """
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.rglob("lock"):
-        if speaks:
-            print(
-                f"waiting for a process that compiles an operator of DeepSpeed ({lock}), for at "
-                f"most {COMPILING_SECONDS:g} s",
-                file=sys.stderr,
-                flush=True,
-            )
-        with suppress(FileNotFoundError):  # done
-            while time.time() - lock.stat().st_mtime < COMPILING_SECONDS:
-                time.sleep(0.5)
-            lock.unlink()
-
-
-def _clone_group(timeout: timedelta) -> None:
-    """The group on which DeepSpeed communicates: its own would wait with torch's time limit."""
-    from deepspeed.utils import groups
-
-    if groups._WORLD_GROUP is None:
-        groups._WORLD_GROUP = dist.new_group(timeout=timeout)
 
 
 def _lower_precision(settings: Mapping[str, Any]) -> torch.dtype | None:

@@ -12,12 +12,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gradacc_dist.errors import DataError, DiskError
+
+LEDGER = "ledger.jsonl"
+"""Its name in a run's output folder."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         with DiskError.naming(self._path):
             os.close(self._file)
 

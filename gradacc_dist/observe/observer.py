@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gradacc_dist.config.schema import Config
 from gradacc_dist.observe.figures import loss_figure
-from gradacc_dist.observe.ledger import EvalRecord, Ledger, TrainRecord, comparison_label
+from gradacc_dist.observe.ledger import LEDGER, EvalRecord, Ledger, TrainRecord, comparison_label
 from gradacc_dist.observe.progress import Progress
 from gradacc_dist.observe.tables import end_table, start_table
 from gradacc_dist.observe.tracker import Tracker
@@ -35,7 +35,7 @@ class Observer:
         self._enabled = enabled
         self._console = Console()
         self._folder = config.run.folder
-        self._ledger_path = self._folder / "ledger.jsonl"
+        self._ledger_path = self._folder / LEDGER
         self._started = started
         self._tracker: Tracker | None = None
         self._open = ExitStack()

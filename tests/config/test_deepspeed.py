@@ -12,9 +12,10 @@ import pytest
 from deepspeed_json import objections, source_of, written, zero
 from test_rules import FSDP2, messages
 
-from gradacc_dist.config.deepspeed import asked_for, leaves_of, settings
+from gradacc_dist.config.deepspeed import asked_for, settings
 from gradacc_dist.config.engine import choose_engine
 from gradacc_dist.config.fields import nested
+from gradacc_dist.config.identity import flat
 from gradacc_dist.config.load import load
 from gradacc_dist.config.schema import Engine, Precision
 
@@ -259,7 +260,7 @@ def test_auto_wherever_others_accept_it(stage, hidden_size, tmp_path):
     for compute, accumulate in product(("fp32", "bf16", "fp16"), ("fp32", "bf16")):
         precision = Precision(compute=compute, accumulate=accumulate)
         complete = settings(found, precision, hidden_size)
-        assert {key for key, value in leaves_of(complete) if value in ("auto", None)} == set()
+        assert {key for key, value in flat(complete).items() if value in ("auto", None)} == set()
         zero_block = complete["zero_optimization"]
         assert zero_block["stage"] == (2 if stage == "auto" else stage)
         sizes = {name: size for name, size in zero_block.items() if "size" in name or "thr" in name}

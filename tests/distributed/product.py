@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 from distributed.cases import LEARNING_RATE, Case, Trace
+from launching import DEEPSPEED_FILES
 from torch.distributed.tensor import DTensor
 
 from gradacc_dist.config.schema import Engine as EngineConfig
@@ -47,6 +48,11 @@ def case_windows(case: Case) -> Iterator[Window]:
         ids = zip(ends - case.sizes, ends, strict=True)
         return (Window(i + 1, 0, np.arange(a, b), int(b)) for i, (a, b) in enumerate(ids))
     return islice(Order(len(case.lengths), case.seed, case.window).windows(), case.steps)
+
+
+def shipped(name: str, reduce: str = "auto") -> EngineConfig:
+    """DeepSpeed with the JSON of that name: `zero2_offload`."""
+    return EngineConfig(deepspeed=DEEPSPEED_FILES / f"{name}.json", reduce=reduce)
 
 
 def build(world: World, case: Case, config: EngineConfig = AUTO, compute: str = "fp32") -> Engine:

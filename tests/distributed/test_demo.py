@@ -6,12 +6,11 @@ and denominators; and the same run with a planted factor of 2 is told apart.
 
 import contextlib
 import io
-import json
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from distributed.test_zero import float16_on_cpu
+from launching import DEEPSPEED_FILES, ledger
 
 from gradacc_dist.config.load import load
 from gradacc_dist.engines.replicated import ReplicatedEngine
@@ -20,7 +19,6 @@ from gradacc_dist.signals import Signals
 from gradacc_dist.training import train
 
 pytestmark = pytest.mark.cluster
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 STEPS = 20
 PEAK = 1e-3
 ENGINES = ["ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3", "zero3_offload"]
@@ -37,7 +35,7 @@ def run_demo(world, name, output, cache, doubled=False, flags=()):
     flags += ["--evaluate.examples", "8", "--checkpoint.save_model", "false"]
     flags += ["--track.sample_tokens", "0"]
     if name.startswith("zero"):
-        flags += ["--engine.deepspeed", str(CONFIGS / f"{name}.json")]
+        flags += ["--engine.deepspeed", str(DEEPSPEED_FILES / f"{name}.json")]
     else:
         flags += ["--engine.name", name]
     environ = {"WORLD_SIZE": str(world.ranks)}
@@ -53,11 +51,6 @@ def run_demo(world, name, output, cache, doubled=False, flags=()):
                 stack.enter_context(patch.object(engine, "backward", wrong))
             stack.enter_context(patch("gradacc_dist.engines.build.confirm_reduction_factor"))
         train(load(None, flags, environ), Signals())
-
-
-def ledger(folder):
-    lines = map(json.loads, (folder / "ledger.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "train"]
 
 
 @pytest.fixture(scope="module")

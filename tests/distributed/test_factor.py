@@ -2,14 +2,13 @@
 
 import math
 from contextlib import contextmanager
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 from distributed.cases import Case
-from distributed.product import build
+from distributed.product import build, shipped
 from torch.distributed.fsdp import FSDPModule
 
 from gradacc_dist.config.schema import Engine as EngineConfig
@@ -19,7 +18,6 @@ from gradacc_dist.engines import fsdp2 as sharded
 from gradacc_dist.engines.replicated import ReplicatedEngine
 from gradacc_dist.errors import ConfigError, EngineError
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 CASE = Case((9,) * 4, (1.0,) * 4, window=4, steps=1, dtype="float32")
 
 
@@ -171,7 +169,7 @@ PLANTED = {
 
 def config_of(name, reduce="auto"):
     if name.startswith("zero"):
-        return EngineConfig(deepspeed=CONFIGS / f"{name}.json", reduce=reduce)
+        return shipped(name, reduce)
     return EngineConfig(name=name, reduce=reduce)
 
 

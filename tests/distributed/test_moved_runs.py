@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 from distributed.cases import worst_error
+from launching import DEEPSPEED_FILES, ledger
 from safetensors.torch import load_file
 from test_train import write_rows
 
@@ -22,7 +23,6 @@ from gradacc_dist.signals import Signals
 from gradacc_dist.training import train
 
 pytestmark = pytest.mark.cluster
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 STEPS = 10
 # Engine, ranks, micro-batch, and the step after which it stops; an epoch has four windows.
 JOURNEYS = {
@@ -55,7 +55,7 @@ def leg(world, config, output, name, micro_batch, stop):
     flags = ["--run.output_dir", output, "--micro_batch.examples", str(micro_batch)]
     flags += ["--run.stop_after_steps", str(stop)] if stop < STEPS else []
     if name.startswith("zero"):
-        flags += ["--engine.deepspeed", str(CONFIGS / f"{name}.json")]
+        flags += ["--engine.deepspeed", str(DEEPSPEED_FILES / f"{name}.json")]
     else:
         flags += ["--engine.name", name]
     printed = io.StringIO()
@@ -64,11 +64,6 @@ def leg(world, config, output, name, micro_batch, stop):
     with alone, contextlib.redirect_stdout(printed):
         train(load(Path(config), flags, environ), Signals())
     return printed.getvalue()
-
-
-def ledger(folder, kind="train"):
-    lines = map(json.loads, (folder / "ledger.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 def saved(folder):

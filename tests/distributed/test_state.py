@@ -21,7 +21,8 @@ from distributed.cases import Case, worst_error
 from distributed.product import ListedTokens, case_windows
 from distributed.test_engines import BFLOAT16, FLOAT32, SPECIAL_MODELS, USUAL_WEIGHTS
 from distributed.test_exactness import mixed
-from distributed.test_zero import CONFIGS, FLOAT16, float16_on_cpu
+from distributed.test_zero import FLOAT16, float16_on_cpu
+from launching import DEEPSPEED_FILES
 
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.config.schema import Optimizer, Precision
@@ -59,7 +60,7 @@ class Layout:
 
 
 def zero(ranks, name, **other):
-    return Layout(ranks, {"deepspeed": CONFIGS / f"{name}.json"}, **other)
+    return Layout(ranks, {"deepspeed": DEEPSPEED_FILES / f"{name}.json"}, **other)
 
 
 def fsdp2(ranks, **settings):

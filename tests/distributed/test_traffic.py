@@ -1,25 +1,24 @@
 """What travels in a window, counted at the process group (P5)."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from distributed.cases import LEARNING_RATE, Case
 from distributed.product import build, whole
+from launching import DEEPSPEED_FILES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.data.batch import collate
 from gradacc_dist.data.tokens import Example
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 CASE = Case((9,) * 4, (1.0,) * 4, window=4, steps=1, dtype="float32")
 TURNS = 4
 
 
 def zero(name, reduce="auto"):
-    return {"deepspeed": CONFIGS / f"{name}.json", "reduce": reduce}
+    return {"deepspeed": DEEPSPEED_FILES / f"{name}.json", "reduce": reduce}
 
 
 REDUCTIONS = ("allreduce_", "_reduce_scatter_base_")

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from distributed.cases import LEARNING_RATE, Case, Trace, reference, worst_error
-from distributed.product import build, run_case, weights_of, windows_of
+from distributed.product import build, run_case, shipped, weights_of, windows_of
 from distributed.test_engines import (
     BFLOAT16,
     FLOAT32,
@@ -27,7 +27,6 @@ from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.data.batch import collate
 from gradacc_dist.data.tokens import Example
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "deepspeed"
 STAGES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 # The gradient norms of these cases are 0.4 and more: this clips.
 CLIP = 0.3
@@ -37,10 +36,6 @@ MICRO_BATCH = 2
 def reductions(name: str) -> tuple[str, ...]:
     """Stages 0 and 1 hold all gradients and reduce them once a window; the rules say so."""
     return ("auto",) if name in ("zero0", "zero1", "zero1_offload") else ("window", "micro_batch")
-
-
-def engine(name: str, reduce: str = "auto") -> EngineConfig:
-    return EngineConfig(deepspeed=CONFIGS / f"{name}.json", reduce=reduce)
 
 
 def several_windows(ranks: int) -> Case:
@@ -70,14 +65,14 @@ def test_every_stage_equals_one_device(pools, ranks, name):
     assert min(truth.norms[3:]) > CLIP
     for reduce in reductions(name):
         traces = pools[ranks].run(
-            run_case, in_fp32(case), MICRO_BATCH, "window", engine(name, reduce)
+            run_case, in_fp32(case), MICRO_BATCH, "window", shipped(name, reduce)
         )
         assert_equal(traces, truth, FLOAT32, f"{name} x {ranks} x {reduce}")
 
 
 def test_one_rank_without_a_launcher(pools):
     case = several_windows(2)
-    traces = pools[1].run(run_case, in_fp32(case), MICRO_BATCH, "window", engine("zero2"))
+    traces = pools[1].run(run_case, in_fp32(case), MICRO_BATCH, "window", shipped("zero2"))
     assert_equal(traces, expected(case), FLOAT32, "zero2")
 
 
@@ -121,7 +116,7 @@ def test_a9_other_settings_equal_one_device(pools, tmp_path, title):
 def test_tied_and_frozen_parameters(pools, name, special):
     case = dataclasses.replace(several_windows(2), **SPECIAL_MODELS[special])
     for reduce in reductions(name):
-        traces = pools[2].run(run_case, in_fp32(case), MICRO_BATCH, "window", engine(name, reduce))
+        traces = pools[2].run(run_case, in_fp32(case), MICRO_BATCH, "window", shipped(name, reduce))
         assert_equal(traces, expected(case), FLOAT32, f"{name} x {special} x {reduce}")
 
 
@@ -149,7 +144,7 @@ def run_in_float16(world, *args):
 def config_of(name, folder, reduce="auto"):
     """By the name of a shipped JSON, of another engine, or ZeRO-1 with its optimizer offloaded."""
     if name != "zero1_offload":
-        return engine(name, reduce) if name.startswith("zero") else EngineConfig(name=name)
+        return shipped(name, reduce) if name.startswith("zero") else EngineConfig(name=name)
     path = Path(folder) / "zero1_offload.json"
     offload = {"device": "cpu"}
     zero = {"stage": 1, "overlap_comm": True, "offload_optimizer": offload}
@@ -301,7 +296,7 @@ def test_what_no_loss_scale_mends_is_not_finite(pools, tmp_path, name):
 
 def exported(world, case, name):
     """Weights by state_dict, and evaluation sums before and after. Collective."""
-    built = build(world, case, engine(name), "bf16" if name != "zero0" else "fp32")
+    built = build(world, case, shipped(name), "bf16" if name != "zero0" else "fp32")
     batch = collate(0, [Example(*case.examples()[0])])
     first = float(built.evaluate(batch)["cross_entropy"])
     state = built.state_dict()
