@@ -339,6 +339,7 @@ def own_adam(world, path, case):
     return trace, inside
 
 
+@pytest.mark.cluster  # compiles two operators
 @pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, True), (3, True)])
 def test_deepspeeds_own_adam_when_the_json_names_it(pools, tmp_path, stage, offload):
     """Its rates, decay rates and weight decay are ours, and vectors do not decay."""
