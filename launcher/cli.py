@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PURPOSE = "Start, watch and stop training runs: on this machine, under SLURM, on Kubernetes."
 RUN_FLAGS = "Any other --section.field VALUE goes to the run: gradacc train --check shows them all."
+RUN = "output folder of a run (run.output_dir)"
 FORWARDED = {
     "validate": "say what a run's data holds and what is wrong with it",
     "export": "write the model of a checkpoint as a folder for from_pretrained",
@@ -63,6 +64,22 @@ def _parser() -> Parser:
     train = add("train", "train, here and now", _train, takes_flags=True)
     _add_request(train)
     train.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
+
+    submit = add("submit", "train in the background, or under SLURM", _submit, takes_flags=True)
+    _add_request(submit)
+    where = submit.add_mutually_exclusive_group(required=True)
+    where.add_argument("--local", action="store_true", help="in the background of this machine")
+
+    for name, sentence, act in (
+        ("status", "say where runs stand: step, loss, speed, checkpoint, restarts", _status),
+        ("logs", "print what a run printed", _logs),
+        ("stop", "ask a run to save a checkpoint and leave", _stop),
+    ):
+        command = add(name, sentence, act)
+        nargs = "*" if name == "status" else None
+        command.add_argument("run", type=Path, metavar="RUN", nargs=nargs, help=RUN)
+        if name == "logs":
+            command.add_argument("-f", "--follow", action="store_true", help="until the run ends")
 
     init = add("init", "write a configuration to start from", _init)
     init.add_argument("folder", type=Path, metavar="DIR", help="folder that receives run.yaml")
@@ -112,6 +129,34 @@ def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if "--check" in flags:
         return check(request, os.environ)
     return run(request, os.environ, dry=asked.dry_run)
+
+
+def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
+    from launcher import local
+    from launcher.running import output_of
+
+    request = request_of(asked, flags)
+    output = output_of(request, os.environ)
+    local.submit(request, output)
+    print(f"training in the background; watch it with: gradacc status {output}")
+
+
+def _status(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
+    from launcher.watching import runs_here, status
+
+    print("\n\n".join(status(run) for run in asked.run or runs_here()))
+
+
+def _logs(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
+    from launcher.watching import logs
+
+    logs(asked.run, follow=asked.follow)
+
+
+def _stop(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
+    from launcher.watching import stop
+
+    print(stop(asked.run))
 
 
 def _init(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:

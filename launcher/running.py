@@ -42,7 +42,7 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
     layout = layout_of(request, machine)
     resolved = checked(request, layout, environ)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
-    folder = LaunchFolder.of(resolved.config.run.folder.absolute(), launch_id)
+    folder = LaunchFolder.of(_output(resolved), launch_id)
     attempt = environ.get(ATTEMPT) or f"{machine.host}-{new_id()}"
     exits = folder.exits / attempt
     command = plan(request, machine, place, launch_id, exits)
@@ -58,6 +58,16 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
     if place.rank in (0, None):
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
+
+
+def output_of(request: Request, environ: Mapping[str, str]) -> Path:
+    """The output folder of the run. Raises ConfigError with every mistake of its configuration."""
+    layout = layout_of(request, this_machine(environ))
+    return _output(checked(request, layout, environ))
+
+
+def _output(resolved: Resolved) -> Path:
+    return resolved.config.run.folder.absolute()
 
 
 def checked(request: Request, layout: Layout, environ: Mapping[str, str]) -> Resolved:
