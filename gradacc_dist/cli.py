@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gradacc_dist.config.flags import parse_command_line
 from gradacc_dist.errors import GradaccError, PreemptedError
+from gradacc_dist.exits import noted
 
 if TYPE_CHECKING:
     from gradacc_dist.config.resolved import Resolved
@@ -48,7 +49,8 @@ def run_command(
 def exit_code_of(work: Callable[[], None]) -> int:
     """Do `work`. A GradaccError becomes its text on standard error and its exit code."""
     try:
-        work()
+        with noted():
+            work()
     except GradaccError as error:
         _report(error)
         return error.exit_code

@@ -1,5 +1,6 @@
 """The package as users get it: quick to answer, light to import, whole in a wheel."""
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -58,7 +59,7 @@ def wheel(tmp_path_factory) -> Path:
     for name in filter(None, tracked.split("\0")):
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copyfile(ROOT / name, copy / name, follow_symlinks=False)
     subprocess.run([*build, str(copy)], check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 

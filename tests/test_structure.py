@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 80
 # rooms of one layer are siblings and do not know each other.
 LAYERS = [
     ["errors"],
-    ["config", "items", "signals"],
+    ["config", "items", "signals", "exits"],
     ["world"],
     ["data"],
     ["model", "optim", "objectives"],

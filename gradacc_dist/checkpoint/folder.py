@@ -19,12 +19,13 @@ from gradacc_dist.checkpoint.sameness import same_fields
 from gradacc_dist.checkpoint.store import CHECKPOINTS, Store
 from gradacc_dist.config.identity import identity
 from gradacc_dist.config.load import read_back
+from gradacc_dist.config.present import RESOLVED
 from gradacc_dist.config.schema import Config
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.observe.ledger import LEDGER, TrainRecord, read
 from gradacc_dist.world import World
 
-FIGURE, MODEL, RESOLVED = "loss.png", "model", "config.resolved.yaml"
+FIGURE, MODEL = "loss.png", "model"
 
 
 @contextmanager
