@@ -15,8 +15,10 @@ def requirements(project: dict, extras: list[str]) -> list[str]:
     optional = project["optional-dependencies"]
     for extra in extras:
         if extra not in optional:
-            sys.exit(f"EXTRAS names {extra!r}, which pyproject.toml has not; legal: "
-                     f"{', '.join(sorted(optional))}")
+            sys.exit(
+                f"EXTRAS names {extra!r}, which pyproject.toml has not; legal: "
+                f"{', '.join(sorted(optional))}"
+            )
         found += optional[extra]
     return found
 
