@@ -15,16 +15,14 @@ from launching import ROOT, ledger
 
 pytestmark = pytest.mark.cluster
 
-TWO_RANKS = ("train", "--ranks", "2", "--run.output_dir", "demo")
 # Long enough that no test sees the end of it.
 ENDLESS = ("--schedule.steps", "100000", "--run.overwrite", "false")
 
 
-@pytest.fixture
-def workspace(tmp_path) -> Path:
-    """A volume that any user can write to."""
-    folder = tmp_path / "workspace"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A volume that any user can write to. What one test has tokenised the others find there."""
+    folder = tmp_path_factory.mktemp("workspace")
     folder.chmod(0o1777)
     return folder
 
@@ -111,8 +109,8 @@ def test_a_base_with_torch_keeps_it(built: Built, base, sources, index, tmp_path
 
 def test_the_demo_runs(built: Built, workspace):
     steps = ("--schedule.steps", "4", "--schedule.warmup_steps", "1")
-    options = mounted(workspace)
-    done = built.engine.run(built.name, *TWO_RANKS, *steps, options=options)
+    command = ("train", "--ranks", "2", "--run.output_dir", "demo", *steps)
+    done = built.engine.run(built.name, *command, options=mounted(workspace))
     assert done.exit_code == 0, done.shown
     lines = ledger(workspace / "demo")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -124,17 +122,16 @@ def test_the_demo_runs(built: Built, workspace):
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_b14_sigterm_to_the_container(built: Built, workspace, ranks):
     """All ranks hear of it, a checkpoint is saved, and the same command goes on from there."""
-    command = ("train", "--ranks", ranks, "--run.output_dir", "demo", *ENDLESS)
-    path = workspace / "demo" / "ledger.jsonl"
+    output = workspace / f"ranks-{ranks}"
+    command = ("train", "--ranks", ranks, "--run.output_dir", output.name, *ENDLESS)
     with built.engine.started(built.name, *command, options=mounted(workspace)) as container:
-        container.until_lines(path, 3)
+        container.until_lines(output / "ledger.jsonl", 3)
         container.process.send_signal(signal.SIGTERM)
         assert container.end() == 23, container.shown
-    saved = len(ledger(workspace / "demo"))
-    state = workspace / "demo" / "checkpoints" / f"step-{saved:08d}" / "state.json"
+    saved = len(ledger(output))
+    state = output / "checkpoints" / f"step-{saved:08d}" / "state.json"
     assert json.loads(state.read_text())["step"] == saved
     stop = ("--run.stop_after_steps", str(saved + 2))
     done = built.engine.run(built.name, *command, *stop, options=mounted(workspace))
     assert done.exit_code == 0, done.shown
-    steps = [line["step"] for line in ledger(workspace / "demo")]
-    assert steps == list(range(1, saved + 3))
+    assert [line["step"] for line in ledger(output)] == list(range(1, saved + 3))
