@@ -81,8 +81,10 @@ def train(resolved: Resolved, signals: Signals) -> None:
             describe = partial(run_state, config, data, engine, num_steps, started, world)
             with Observer(config, num_steps, started, enabled=world.is_main) as observer:
                 rows = start_rows(config, data.train, num_steps, engine, world)
-                observer.start({**rows, **beginning.rows()}, notes_on(beginning, died))
-                saver = Saver(config, engine, describe, signals, observer.note, world)
+                with world.main_alone():
+                    observer.start({**rows, **beginning.rows()}, notes_on(beginning, died))
+                note, failure = observer.note, observer.failure
+                saver = Saver(config, engine, describe, signals, note, failure, world)
                 with saver:
                     train_windows(config, data, order, beginning, engine, observer, saver, world)
                 is_complete = last_step(config, num_steps) == num_steps
