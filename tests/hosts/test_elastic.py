@@ -15,7 +15,7 @@ from launching import ROOT, environment, ledger, train
 from test_train import write_rows
 
 pytestmark = pytest.mark.cluster
-STEPS = 400
+STEPS = 160
 LIMIT_SECONDS = 240
 
 
@@ -38,7 +38,7 @@ def config(tmp_path_factory, hosts_allowed) -> Path:
         "micro_batch": {"examples": 2},
         "optimizer": {"learning_rate": 1e-3},
         "schedule": {"steps": STEPS},
-        "checkpoint": {"every_steps": 20, "save_model": False},
+        "checkpoint": {"every_steps": 10, "save_model": False},
         "engine": {"timeout_seconds": 60},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -95,36 +95,43 @@ def until(happened: Callable[[], bool], *nodes: Node) -> None:
         time.sleep(0.1)
 
 
-def ranks_at_the_end(output: Path) -> tuple[int, int]:
-    """Ranks and step of the ledger's last line."""
-    if not (output / "ledger.jsonl").exists():
-        return 0, 0
-    records = ledger(output)
-    return (records[-1]["ranks"], records[-1]["step"]) if records else (0, 0)
+def at(output: Path, ranks: int, step: int) -> bool:
+    """Whether the last step taken was by so many ranks, and that far at least."""
+    if not (output / "ledger.jsonl").exists() or not (records := ledger(output)):
+        return False
+    return records[-1]["ranks"] == ranks and records[-1]["step"] >= step
 
 
 def same_run(output: Path, alone: list[dict]) -> None:
-    """ids and denominators exactly; gradient norms to fp32 rounding that 400 steps let grow."""
+    """ids and denominators exactly; gradient norms to fp32 rounding that so many steps let grow."""
     records = ledger(output)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     for ours, theirs in zip(records, alone, strict=True):
         for exact in ("example_ids_sha256", "supervised_tokens", "learning_rate"):
             assert ours[exact] == theirs[exact]
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_b11_a_node_is_lost_and_another_joins(config, alone, two_hosts):
+def test_b11_nodes_are_lost_and_join(config, alone, two_hosts):
+    """One is lost, and the run shrinks; one joins, and it grows; the one that all meet at is lost,
+    and a scheduler starts both again: still the same run."""
     one, other = two_hosts
     output = config.parent / "shrinks_and_grows"
     port = one.free_port(sys.executable)
+
     first, second = Node(one, config, output, port), Node(other, config, output, port)
-    until(lambda: ranks_at_the_end(output)[0] == 2 and ranks_at_the_end(output)[1] > 45, first)
+    until(lambda: at(output, ranks=2, step=25), first, second)
     second.lose()
-    until(lambda: ranks_at_the_end(output)[0] == 1, first)
-    again = Node(other, config, output, port)
-    until(lambda: ranks_at_the_end(output)[0] == 2, first, again)
+    until(lambda: at(output, ranks=1, step=40), first)
+    second = Node(other, config, output, port)
+    until(lambda: at(output, ranks=2, step=55), first, second)
+
+    first.lose()
+    assert second.join() == 21, second.shown
+    first, second = Node(one, config, output, port), Node(other, config, output, port)
     assert first.join() == 0, first.shown
-    assert again.join() == 0, again.shown
-    used = [record["ranks"] for record in ledger(output)]
-    assert set(used) == {1, 2}
+    assert second.join() == 0, second.shown
+
+    assert "were carried out at its first start" in first.shown
+    assert {record["ranks"] for record in ledger(output)} == {1, 2}
     same_run(output, alone)
