@@ -68,7 +68,7 @@ def _require_alone(output: Path) -> None:
         _, launch = newest(output)
     except ConfigError:
         return
-    if launch.is_here and is_alive(launch):
+    if is_alive(launch):
         raise ConfigError(
             f"{output} has a run going on: process {launch.pid} (launch {launch.id}); watch it "
             f"with gradacc status {output}, end it with gradacc stop {output}, or choose another "
