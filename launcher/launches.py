@@ -144,7 +144,7 @@ def began(pid: int) -> int | None:
 
 def is_alive(launch: Launch) -> bool:
     """Whether the launch's process runs, on this host."""
-    return launch.pid is not None and began(launch.pid) == launch.pid_began
+    return launch.is_here and launch.pid is not None and began(launch.pid) == launch.pid_began
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

@@ -96,11 +96,12 @@ def stop(output: Path) -> str:
     before = state_of(folder, launch)
     if before.goes_on is False:
         return f"{output}: {before.text}"
-    folder.ask_to_stop()
     if launch.job_id is not None:
+        folder.ask_to_stop()  # first: the job reads it when its ranks have left
         slurm.stop(launch.job_id)
     else:
         local.stop(launch)
+        folder.ask_to_stop()
     print(f"asked launch {launch.id} to save and leave; waiting (Ctrl-C leaves it to it)")
     while state_of(folder, launch).goes_on:
         time.sleep(POLL_SECONDS)
