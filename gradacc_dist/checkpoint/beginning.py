@@ -23,6 +23,7 @@ from gradacc_dist.config.schema import Config
 from gradacc_dist.data.order import Order
 from gradacc_dist.data.stream_order import StreamOrder
 from gradacc_dist.engines import Engine
+from gradacc_dist.engines.loss_scale import ScaleState
 from gradacc_dist.world import World
 
 DECIDE_ORDER = ("data", "window", "run")  # sections: which examples a window holds
@@ -99,7 +100,10 @@ class Beginning:
         if self.checkpoint is not None and self.state is not None:
             # The state of another kind of optimizer would mean nothing to this one.
             same = all(difference.at != "optimizer.name" for difference in self.changed)
-            restore(engine, self.checkpoint, self.state.loss_scale, world, with_optimizer=same)
+            restore(engine, self.checkpoint, world, with_optimizer=same)
+            if (scale := self.state.loss_scale) is not None:
+                counts = self.state.loss_scale_updates, self.state.loss_scale_borne
+                engine.restore_loss_scale(ScaleState(scale, *counts))
 
 
 def find_beginning(
