@@ -44,6 +44,7 @@ from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.observe.observer import Observer
 from gradacc_dist.observe.tokenising import TokenisingProgress
+from gradacc_dist.observe.tracker import new_id
 from gradacc_dist.optim import build_optimizer, learning_rate
 from gradacc_dist.records import run_state, start_rows, train_record
 from gradacc_dist.signals import Signals
@@ -78,8 +79,13 @@ def train(resolved: Resolved, signals: Signals) -> None:
             check_checkpoints_fit(config, engine, num_steps, world)
             beginning.load_into(engine, world)
             started = time.perf_counter() - beginning.elapsed_seconds
-            describe = partial(run_state, config, data, engine, num_steps, started, world)
-            with Observer(config, num_steps, started, enabled=world.is_main) as observer:
+            tracker_id = beginning.tracker_id or new_id(config)
+            describe = partial(
+                run_state, config, data, engine, num_steps, started, tracker_id, world
+            )
+            with Observer(
+                config, num_steps, started, tracker_id, enabled=world.is_main
+            ) as observer:
                 rows = start_rows(config, data.train, num_steps, engine, world)
                 with world.main_alone():
                     observer.start({**rows, **beginning.rows()}, notes_on(beginning, died))

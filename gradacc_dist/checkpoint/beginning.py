@@ -34,7 +34,8 @@ class Beginning:
     """The same on every rank, but for `notes`: what rank 0 tells of how it was found.
 
     Without a checkpoint all is at zero. `is_evaluated`: the held-out loss at `step` is known.
-    `changed`: what differs from the run that is continued, as its user allowed.
+    `changed`: what differs from the run that is continued, as its user allowed. `tracker_id`: what
+    a tracker knows the run by, where that run goes on, and not another course of it.
     """
 
     num_steps: int
@@ -43,6 +44,7 @@ class Beginning:
     changed: tuple[Difference, ...] = ()
     is_evaluated: bool = False
     has_model: bool = False
+    tracker_id: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -129,7 +131,13 @@ def find_beginning(
         if checkpoint is not None:
             state = run_state(checkpoint)
             changed = allowed_changes(config, identity, state, checkpoint.folder)
-            found = replace(found, checkpoint=checkpoint, state=state, changed=tuple(changed))
+            found = replace(
+                found,
+                checkpoint=checkpoint,
+                state=state,
+                changed=tuple(changed),
+                tracker_id=state.tracker_id if config.run.resume == "auto" else None,
+            )
     notes = [*carried_out, *(f"passed over a damaged checkpoint: {why}" for why in passed_over)]
 
     def prepare() -> Beginning:
