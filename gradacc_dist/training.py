@@ -66,7 +66,8 @@ def train(resolved: Resolved, signals: Signals) -> None:
         data = load_data(config, progress)
     with start(config.engine.timeout_seconds) as world:
         signals.defer()  # from here on the ranks leave together
-        agree_on_run(run_sha256(config, data), world)
+        run_sha256 = fingerprint_of(config, data)
+        agree_on_run(run_sha256, world)
         engine = make_engine(config, data, world)
         order = make_order(config, data.train)
         num_steps = count_steps(config, order)
@@ -92,7 +93,9 @@ def train(resolved: Resolved, signals: Signals) -> None:
                 note, failure = observer.note, observer.failure
                 saver = Saver(config, engine, describe, signals, note, failure, world)
                 with saver:
-                    train_windows(config, data, order, beginning, engine, observer, saver, world)
+                    train_windows(
+                        config, data, run_sha256, order, beginning, engine, observer, saver, world
+                    )
                 is_complete = last_step(config, num_steps) == num_steps
                 if is_complete and config.checkpoint.save_model:
                     save_model(engine, data.tokenizer, config.run.folder / "model", world)
@@ -183,6 +186,7 @@ def last_step(config: Config, num_steps: int) -> int:
 def train_windows(
     config: Config,
     data: Data,
+    run_sha256: str,
     order: Order | StreamOrder,
     beginning: Beginning,
     engine: Engine,
@@ -200,7 +204,7 @@ def train_windows(
         config.micro_batch.examples,
         world.rank,
         world.ranks,
-        run_sha256(config, data),
+        run_sha256,
     )
     settings = StepSettings(
         config.objective.denominator,
@@ -255,7 +259,7 @@ def evaluate(
         observer.evaluation(evaluation.run(engine, step, world))
 
 
-def run_sha256(config: Config, data: Data) -> str:
+def fingerprint_of(config: Config, data: Data) -> str:
     """What ranks must share to compute the same run: code, configuration, data."""
     held_out = data.evaluate.sha256 if data.evaluate else ""
     deepspeed = asked_for(config.engine, os.environ)
