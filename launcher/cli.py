@@ -64,6 +64,17 @@ def _parser() -> Parser:
     _add_request(train)
     train.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
 
+    submit = add("submit", "train in the background", _submit, takes_flags=True)
+    _add_request(submit)
+    _add_submit(submit)
+
+    # For batch scripts; no help is no place in the list of commands.
+    after = commands.add_parser("after-slurm", allow_abbrev=False)
+    after.set_defaults(act=_after_slurm, takes_flags=False)
+    after.add_argument("folder", type=Path)
+    after.add_argument("--status", type=int, required=True)
+    after.add_argument("--asked", action="store_true")
+
     init = add("init", "write a configuration to start from", _init)
     init.add_argument("folder", type=Path, metavar="DIR", help="folder that receives run.yaml")
 
@@ -79,6 +90,16 @@ def _add_request(command: Parser) -> None:
     add("--nodes", metavar="N | MIN:MAX", help="nodes; MIN:MAX for a run that shrinks and grows")
     add("--engine", metavar="NAME", help="single, ddp, fsdp2, zero0 to zero3, zero2_offload, ...")
     add("--cpu", action="store_true", help="CPU ranks, on a machine with GPUs too")
+
+
+def _add_submit(command: Parser) -> None:
+    add = command.add_argument
+    add("--slurm", action="store_true", required=True, help="as a batch job; needs --ranks")
+    sentence = "options for sbatch in one word, such as '--time=1:00:00'; may be repeated"
+    add("--sbatch", action="append", default=[], metavar="OPTIONS", help=sentence)
+    sentence = "time to save, between SIGTERM and the job's end; 120 without it"
+    add("--grace", type=_count, default=120, metavar="SECONDS", help=sentence)
+    add("--dry-run", action="store_true", help="print the batch script and submit nothing")
 
 
 def _count(text: str) -> int:
@@ -112,6 +133,29 @@ def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if "--check" in flags:
         return check(request, os.environ)
     return run(request, os.environ, dry=asked.dry_run)
+
+
+def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
+    from launcher.slurm import submit
+
+    done = submit(
+        request_of(asked, flags),
+        asked.sbatch,
+        grace_seconds=asked.grace,
+        environ=os.environ,
+        dry=asked.dry_run,
+    )
+    print(done if asked.dry_run else f"SLURM job {done}")
+
+
+def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
+    from launcher.launches import LaunchFolder
+    from launcher.running import ATTEMPT
+    from launcher.slurm_after import after
+
+    attempt, job_id = int(os.environ[ATTEMPT]), os.environ["SLURM_JOB_ID"]
+    folder = LaunchFolder(asked.folder)
+    return after(folder, attempt, asked.status, asked=asked.asked, job_id=job_id)
 
 
 def _init(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
