@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in FORWARDED:
             return _forward(words[0], words[1:])
-        asked, flags = _parser().parse_known_args(words)
+        asked, flags = _parser().parse_known_args(_joined(words))
         if flags and not asked.takes_flags:
             raise ConfigError(f"gradacc {asked.command}: does not take {flags[0]}")
         return int(asked.act(asked, tuple(flags)) or 0)
@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """With what `--sbatch` is given made part of its word: alone, it looks like an option."""
+    rest = iter(words)
+    return [f"--sbatch={next(rest, '')}" if word == "--sbatch" else word for word in rest]
 
 
 def _parser() -> Parser:

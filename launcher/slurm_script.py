@@ -6,7 +6,6 @@ and when all have ended puts the job back into the queue where `gradacc after-sl
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -102,7 +101,7 @@ def _directives(
 ) -> list[str]:
     nodes = request.nodes
     ours = [
-        f"--job-name={_escaped(folder.output.name)}",
+        f"--job-name={_quoted(folder.output.name)}",
         # Of so many as are free, each time that the job starts.
         f"--nodes={nodes.minimum}" + (f"-{nodes.maximum}" if nodes.is_elastic else ""),
         "--ntasks-per-node=1",
@@ -112,7 +111,7 @@ def _directives(
         "--requeue",
         # The second try goes on where the log of the first ends.
         "--open-mode=append",
-        f"--output={_escaped(str(folder.log).replace('%', '%%'))}",
+        f"--output={_quoted(str(folder.log).replace('%', '%%'))}",
     ]
     for line in options:
         if "\n" in line or not line.startswith("-"):
@@ -123,11 +122,11 @@ def _directives(
     return [*ours, *options]
 
 
-def _escaped(text: str) -> str:
-    """A word as sbatch reads it in its own lines, which are not the shell's."""
+def _quoted(text: str) -> str:
+    """A word for sbatch's own lines, in which quotes are the shell's and backslashes are not."""
     if "\n" in text or "\\" in text:
         raise ConfigError(
             f"run.output_dir: {text!r} has a line break or a backslash in it, which SLURM cannot "
             "write its log to; choose another name"
         )
-    return re.sub(r"([^\w@%+=:,./-])", r"\\\1", text)
+    return shlex.quote(text)

@@ -20,6 +20,8 @@ from launching import ROOT, environment
 START_LIMIT_SECONDS = 60
 JOB_LIMIT_SECONDS = 240
 
+SLOWLY = Path(__file__).parent / "slowly"
+
 # A node is lost after 10 silent seconds. A job that starts again waits for the credential of its
 # first try to expire. No time is spent on accounting, limits or other users.
 CONF = """
@@ -68,7 +70,7 @@ class Cluster:
         self._nodes = {node.name: node for node in nodes}
         self._environ = environment() | {
             "SLURM_CONF": str(root / "slurm.conf"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+            "PYTHONPATH": os.pathsep.join([str(SLOWLY), str(ROOT), *sys.path]),
         }
 
     def start(self) -> None:

@@ -16,7 +16,7 @@ from test_train import write_rows
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 150
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def slurm(hosts_allowed) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, hosts_allowed) -> Path:
     """Long enough to be interrupted, with what a path can have in it."""
-    folder = tmp_path_factory.mktemp("slurm") / "it's 50% of \"this\" & $HOME #1"
+    folder = tmp_path_factory.mktemp("slurm") / 'it\'s 50% of "this" & $HOME #1'
     folder.mkdir()
     heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     sizes = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, **heads}
@@ -91,7 +91,7 @@ def test_a_run_is_submitted_and_ends(slurm, config, alone):
 def test_a_preempted_run_goes_on(slurm, config, alone):
     """SIGTERM to the ranks' step, as SLURM sends it before it gives the nodes to somebody else."""
     job = slurm.submit(config, config.parent / "preempted")
-    job.until_step(5)
+    job.until_step(3)
     slurm.ask("scancel", "--signal=TERM", job.id)
     assert job.end() == "COMPLETED"
 
@@ -103,7 +103,7 @@ def test_a_preempted_run_goes_on(slurm, config, alone):
 
 def test_a_run_that_is_stopped_saves_and_stays_away(slurm, config):
     job = slurm.submit(config, config.parent / "stopped", "--schedule.steps", "100000")
-    job.until_step(5)
+    job.until_step(3)
     (job.folder / "stop").touch()
     assert job.call("stop") == f"SLURM job {job.id} is asked to save and leave"
     assert job.end() == "FAILED"  # what SLURM calls every exit code but 0
@@ -122,9 +122,9 @@ def test_a_run_that_waits_is_taken_out_of_the_queue(slurm, config):
 
 
 def test_a_lost_node_costs_what_was_not_saved(slurm, config, alone):
-    every = ("--checkpoint.every_steps", "20")
+    every = ("--checkpoint.every_steps", "5")
     job = slurm.submit(config, config.parent / "bereft", *every)
-    job.until(lambda: (job.output / "checkpoints" / "step-00000020").exists())
+    job.until(lambda: (job.output / "checkpoints" / "step-00000005").exists())
     slurm.lose_node("n2")
     job.until(lambda: job.restarts == 1)
     slurm.start_node("n2")
