@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from gradacc_dist.checkpoint.export import write_pretrained
-from gradacc_dist.checkpoint.folder import RESOLVED
 from gradacc_dist.checkpoint.restore import (
     SavedTensors,
     candidates_at,
@@ -24,6 +23,7 @@ from gradacc_dist.checkpoint.store import Checkpoint
 from gradacc_dist.checkpoint.verify import verify
 from gradacc_dist.config.fields import nested
 from gradacc_dist.config.load import read_back
+from gradacc_dist.config.present import RESOLVED
 from gradacc_dist.config.schema import Config
 from gradacc_dist.data.load import load_tokenizer
 from gradacc_dist.engines.state import named_weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PURPOSE = "Start, watch and stop training runs: on this machine, under SLURM, on Kubernetes."
 RUN_FLAGS = "Any other --section.field VALUE goes to the run: gradacc train --check shows them all."
+RUN = "output folder of a run (run.output_dir)"
 FORWARDED = {
     "validate": "say what a run's data holds and what is wrong with it",
     "export": "write the model of a checkpoint as a folder for from_pretrained",
@@ -70,16 +72,27 @@ def _parser() -> Parser:
     _add_request(train)
     train.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
 
-    submit = add("submit", "train in the background", _submit, takes_flags=True)
+    submit = add("submit", "train in the background, or under SLURM", _submit, takes_flags=True)
     _add_request(submit)
     _add_submit(submit)
 
-    # For batch scripts; no help is no place in the list of commands.
+    # For batch scripts: without help it is not in the list of commands.
     after = commands.add_parser("after-slurm", allow_abbrev=False)
     after.set_defaults(act=_after_slurm, takes_flags=False)
     after.add_argument("folder", type=Path)
     after.add_argument("--status", type=int, required=True)
     after.add_argument("--asked", action="store_true")
+
+    for name, sentence, act in (
+        ("status", "say where runs stand: step, loss, speed, checkpoint, restarts", _status),
+        ("logs", "print what a run printed", _logs),
+        ("stop", "ask a run to save a checkpoint and leave", _stop),
+    ):
+        command = add(name, sentence, act)
+        nargs = "*" if name == "status" else None
+        command.add_argument("run", type=Path, metavar="RUN", nargs=nargs, help=RUN)
+        if name == "logs":
+            command.add_argument("-f", "--follow", action="store_true", help="until the run ends")
 
     init = add("init", "write a configuration to start from", _init)
     init.add_argument("folder", type=Path, metavar="DIR", help="folder that receives run.yaml")
@@ -99,13 +112,16 @@ def _add_request(command: Parser) -> None:
 
 
 def _add_submit(command: Parser) -> None:
-    add = command.add_argument
-    add("--slurm", action="store_true", required=True, help="as a batch job; needs --ranks")
-    sentence = "options for sbatch in one word, such as '--time=1:00:00'; may be repeated"
-    add("--sbatch", action="append", default=[], metavar="OPTIONS", help=sentence)
-    sentence = "time to save, between SIGTERM and the job's end; 120 without it"
-    add("--grace", type=_count, default=120, metavar="SECONDS", help=sentence)
-    add("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("--local", action="store_true", help="in the background of this machine")
+    where.add_argument("--slurm", action="store_true", help="as a batch job; needs --ranks")
+    slurm = command.add_argument_group("with --slurm")
+    sentence = "options for sbatch, such as '--partition=large --time=1:00:00'; may be repeated"
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help=sentence)
+    sentence = "time to save, from SIGTERM to the job's end (default: 120)"
+    slurm.add_argument("--grace", type=_count, default=120, metavar="SECONDS", help=sentence)
+    sentence = "print the batch script and submit nothing"
+    slurm.add_argument("--dry-run", action="store_true", help=sentence)
 
 
 def _count(text: str) -> int:
@@ -142,16 +158,22 @@ def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 
 def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
-    from launcher.slurm import submit
+    from launcher import local, slurm
+    from launcher.running import output_of
 
-    done = submit(
-        request_of(asked, flags),
-        asked.sbatch,
-        grace_seconds=asked.grace,
-        environ=os.environ,
-        dry=asked.dry_run,
-    )
-    print(done if asked.dry_run else f"SLURM job {done}")
+    request = request_of(asked, flags)
+    if asked.slurm:
+        folder, script = slurm.prepare(request, asked.sbatch, asked.grace, os.environ)
+        if asked.dry_run:
+            print(script, end="")
+            return
+        where, output = f"SLURM job {slurm.submit(request, folder, script)}", folder.output
+    elif asked.sbatch or asked.dry_run:
+        raise ConfigError("--sbatch and --dry-run go with --slurm, not with --local")
+    else:
+        where, output = "training in the background", output_of(request, os.environ)
+        local.submit(request, output)
+    print(f"{where}; watch it with: gradacc status {shlex.quote(str(output))}")
 
 
 def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
@@ -162,6 +184,24 @@ def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
     attempt, job_id = int(os.environ[ATTEMPT]), os.environ["SLURM_JOB_ID"]
     folder = LaunchFolder(asked.folder)
     return after(folder, attempt, asked.status, asked=asked.asked, job_id=job_id)
+
+
+def _status(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
+    from launcher.watching import runs_here, status
+
+    print("\n\n".join(status(run) for run in asked.run or runs_here()))
+
+
+def _logs(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
+    from launcher.watching import logs
+
+    logs(asked.run, follow=asked.follow)
+
+
+def _stop(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
+    from launcher.watching import stop
+
+    print(stop(asked.run))
 
 
 def _init(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class Launch:
     pid: int | None = None
     pid_began: int | None = None
     job_id: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was started from this host."""
+        return self.host == socket.gethostname()
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class LaunchFolder:
     def exits(self) -> Path:
         """Folder of folders: how the ranks of each try ended."""
         return self.path / "exits"
+
+    def ask_to_stop(self) -> None:
+        """Note that a user wants the end of it. Raises DiskError."""
+        with DiskError.naming(self.stop):
+            self.stop.touch()
 
     def write_launch(self, launch: Launch) -> None:
         """Raises DiskError."""

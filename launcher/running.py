@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
 from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
@@ -21,8 +22,8 @@ from gradacc_dist.exits import read_exits
 from launcher.launches import Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of
-from launcher.plan import LAUNCH_ID, Command, Layout, layout_of, plan
-from launcher.request import Request
+from launcher.plan import Command, Layout, layout_of, plan
+from launcher.request import Nodes, Request
 from launcher.verdict import Verdict, verdict
 
 ATTEMPT = "GRADACC_ATTEMPT"
@@ -42,15 +43,14 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
     layout = layout_of(request, machine)
     resolved = checked(request, layout, environ)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
-    folder = LaunchFolder.of(resolved.config.run.folder.absolute(), launch_id)
-    attempt = environ.get(ATTEMPT) or f"{machine.host}-{new_id()}"
-    exits = folder.exits / attempt
+    folder = LaunchFolder.of(_output(resolved), launch_id)
+    exits = folder.exits / environ.get(ATTEMPT, "1")
     command = plan(request, machine, place, launch_id, exits)
     if dry:
         print(command)
         return 0
     _announce(request, machine, place, layout)
-    if not environ.get(KIND) and place.rank in (0, None):
+    if not environ.get(KIND) and place.rank in (0, None) and folder.read_launch() is None:
         _note(folder, launch_id, request)
     result = _supervised(command, exits)
     if result.cause:
@@ -58,6 +58,16 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
     if place.rank in (0, None):
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
+
+
+def output_of(request: Request, environ: Mapping[str, str]) -> Path:
+    """The output folder of the run. Raises ConfigError with every mistake of its configuration."""
+    layout = layout_of(request, this_machine(environ))
+    return _output(checked(request, layout, environ))
+
+
+def _output(resolved: Resolved) -> Path:
+    return resolved.config.run.folder.absolute()
 
 
 def checked(request: Request, layout: Layout, environ: Mapping[str, str]) -> Resolved:
@@ -88,7 +98,9 @@ def _say(text: str) -> None:
 
 
 def _announce(request: Request, machine: Machine, place: Place, layout: Layout) -> None:
-    where = f"node {place.rank} of {request.nodes}" if request.nodes.maximum > 1 else machine.host
+    number = "one" if place.rank is None else str(place.rank)
+    is_alone = request.nodes == Nodes()
+    where = machine.host if is_alone else f"{machine.host}, node {number} of {request.nodes}"
     _say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
 
 
@@ -109,11 +121,15 @@ def _note(folder: LaunchFolder, launch_id: str, request: Request) -> None:
 
 def _supervised(command: Command, exits: Path) -> Verdict:
     """Run `command` to its end, whoever asks it to leave meanwhile."""
+    began_at = time.time()
     with _Forwarding(exits) as forwarding:
         child = subprocess.Popen(command.argv, env={**os.environ, **command.environ})
         forwarding.to(child)
         status = child.wait()
-    return verdict(status, read_exits(exits), forwarding.was_asked_to_leave)
+    noted = read_exits(exits)
+    here = socket.gethostname()
+    is_new = any(each.host == here and each.began >= began_at for each in noted)
+    return verdict(status, noted if is_new else [], forwarding.was_asked_to_leave)
 
 
 class _Forwarding:

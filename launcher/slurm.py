@@ -7,9 +7,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from gradacc_dist.errors import ConfigError, DiskError
-from launcher.launches import Launch, LaunchFolder, new_id
+from launcher.launches import Launch, LaunchFolder, new_id, newest
 from launcher.plan import Layout
 from launcher.request import Request
 from launcher.running import checked
@@ -19,37 +20,37 @@ SCRIPT = "job.sh"
 PENDING, RUNNING = "PENDING", "RUNNING"
 
 
-def submit(
-    request: Request,
-    options: Sequence[str] = (),
-    *,
-    grace_seconds: int,
-    environ: Mapping[str, str],
-    dry: bool = False,
-) -> str:
-    """Hand the run to SLURM. `options` are lines of options for sbatch, and win over ours.
+def prepare(
+    request: Request, options: Sequence[str], grace_seconds: int, environ: Mapping[str, str]
+) -> tuple[LaunchFolder, str]:
+    """The folder of a new launch, not yet made, and the batch script for it.
 
-    Returns the job's id; with `dry` the batch script, and submits nothing. Raises ConfigError,
-    with every mistake of the configuration, before anything is written, and DiskError.
+    `options` are lines of options for sbatch, and win over ours. Raises ConfigError with every
+    mistake of the configuration.
     """
     if request.ranks is None:
-        raise ConfigError("--ranks: say how many ranks each node runs, one a GPU; nobody can look")
+        raise ConfigError("--ranks: say how many ranks each node is to start, one a GPU")
     layout = Layout(request.ranks, "cpu" if request.cpu else "gpu", "--ranks asks for it")
     output = checked(request, layout, environ).config.run.folder.absolute()
-    launch_id = new_id()
-    folder = LaunchFolder.of(output, launch_id)
-    script = batch_script(request, folder, options, grace_seconds)
-    if dry:
-        return script
+    folder = LaunchFolder.of(output, new_id())
+    return folder, batch_script(request, folder, options, grace_seconds)
+
+
+def submit(request: Request, folder: LaunchFolder, script: str) -> str:
+    """Hand what was prepared to SLURM, and note it. Returns the job's id.
+
+    Raises ConfigError where SLURM refuses or a job of the same run is in the queue, and DiskError.
+    """
+    _require_alone(folder.output)
     path = folder.path / SCRIPT
     with DiskError.naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True)
         path.write_text(script)
     # A cluster may append its own name: 12;west
     job_id = _ask("sbatch", "--parsable", str(path)).strip().partition(";")[0]
     folder.write_launch(
         Launch(
-            id=launch_id,
+            id=folder.path.name,
             kind="slurm",
             host=socket.gethostname(),
             started=time.time(),
@@ -93,11 +94,25 @@ def may_requeue(job_id: str) -> bool:
     return _queued(job_id, "%T") == RUNNING
 
 
+def _require_alone(output: Path) -> None:
+    try:
+        _, launch = newest(output)
+    except ConfigError:
+        return
+    where = None if launch.job_id is None else state(launch.job_id)
+    if where is not None:
+        raise ConfigError(
+            f"{output}: its SLURM job {launch.job_id} is in the queue: {where}; end it with "
+            f"gradacc stop {output}, or choose another --run.output_dir"
+        )
+
+
 def _queued(job_id: str, form: str) -> str | None:
     done = _run("squeue", "--noheader", f"--jobs={job_id}", f"--format={form}")
     if done.returncode:
         # It fails alike for a job long gone and for a controller that is down.
         _ask("scontrol", "ping")
+        return None
     return done.stdout.strip() or None
 
 

@@ -78,7 +78,7 @@ def after(folder: LaunchFolder, attempt: int, status: int, *, asked: bool, job_i
 
 def judged(status: int, exits: Sequence[Exit], *, asked: bool) -> Verdict:
     """How the ranks of all nodes ended."""
-    if exits and all(each.exit_code == 0 for each in exits) and any(e.rank == 0 for e in exits):
+    if exits and all(each.exit_code == 0 for each in exits) and len(exits) == exits[0].ranks:
         return Verdict(0)  # whatever befell srun afterwards
     if not exits and status in FINAL:
         # What `gradacc train` found before it started a rank; its words are in the log.

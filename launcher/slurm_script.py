@@ -50,10 +50,10 @@ pass_on() {{
         sleep 1
     done
 }}
+trap 'interrupted=yes; pass_on' TERM
 
 # The quotes keep NODE_RANK, another on each node, from being set here. Where a node ends, the
 # others have {grace} seconds to save.
-trap 'interrupted=yes; pass_on' TERM
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL --mpi=none --cpu-bind=none \\
     --kill-on-bad-exit=0 --wait={grace} \\
     bash -c 'NODE_RANK=$SLURM_NODEID exec "$@"' bash \\

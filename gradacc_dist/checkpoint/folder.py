@@ -19,12 +19,13 @@ from gradacc_dist.checkpoint.sameness import same_fields
 from gradacc_dist.checkpoint.store import CHECKPOINTS, Store
 from gradacc_dist.config.identity import identity
 from gradacc_dist.config.load import read_back
+from gradacc_dist.config.present import RESOLVED
 from gradacc_dist.config.schema import Config
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.observe.ledger import LEDGER, TrainRecord, read
 from gradacc_dist.world import World
 
-FIGURE, MODEL, RESOLVED = "loss.png", "model", "config.resolved.yaml"
+FIGURE, MODEL = "loss.png", "model"
 
 
 @contextmanager
@@ -112,7 +113,7 @@ class RunFolder:
         newer = [folder for step, folder in self.store.candidates() if step > after_step]
         if not newer or config.run.resume == "auto":
             return []
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         aside = self.store.folder / f"abandoned-after-{after_step:08d}-{now}"
         with DiskError.naming(aside):
             aside.mkdir()

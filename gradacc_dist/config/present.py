@@ -11,6 +11,9 @@ from gradacc_dist.config.resolved import DEFAULT, Resolved, leaves
 if TYPE_CHECKING:
     from rich.table import Table
 
+RESOLVED = "config.resolved.yaml"
+"""The name of what `dump` gives, in a run's output folder."""
+
 HEADER = ("field", "value", "source")
 
 

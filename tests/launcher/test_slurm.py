@@ -42,7 +42,7 @@ def test_a_job_that_slurm_has_forgotten_is_not_a_slurm_that_is_down(programs):
     answers(programs, "scontrol", "Slurmctld(primary) at ctl is UP")
     assert slurm.state("12") is None
     answers(programs, "scontrol", "Slurmctld(primary) at ctl is DOWN", status=1)
-    with pytest.raises(ConfigError, match="scontrol ping: .* is DOWN"):
+    with pytest.raises(ConfigError, match=r"scontrol ping: .* is DOWN"):
         slurm.state("12")
 
 

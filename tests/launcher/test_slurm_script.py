@@ -14,7 +14,7 @@ from launcher.request import Nodes, Request
 from launcher.slurm_script import batch_script
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm.sh"
-FOLDER = LaunchFolder.of(Path("/runs/it's 50% \"so\""), "20260101T000000-abc123")
+FOLDER = LaunchFolder.of(Path('/runs/it\'s 50% "so"'), "20260101T000000-abc123")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def script(*options: str, folder=FOLDER, grace_seconds=120, **asked) -> str:
 
 
 def test_the_script_is_the_golden_one():
-    flags = ("--run.output_dir", "/runs/it's 50% \"so\"", "--track.name", "$HOME `no`")
+    flags = ("--run.output_dir", '/runs/it\'s 50% "so"', "--track.name", "$HOME `no`")
     made = script("--partition=large --time=1:00:00", "--comment='two words'", flags=flags)
     assert made == GOLDEN.read_text()
     checked = subprocess.run(["bash", "-n"], input=made, text=True, capture_output=True)

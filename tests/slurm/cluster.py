@@ -22,6 +22,7 @@ JOB_LIMIT_SECONDS = 240
 
 SLOWLY = Path(__file__).parent / "slowly"
 
+# Jobs of the partition `urgent` take the nodes of others, which get SIGTERM a minute before.
 # A node is lost after 10 silent seconds. A job that starts again waits for the credential of its
 # first try to expire. No time is spent on accounting, limits or other users.
 CONF = """
@@ -49,7 +50,10 @@ MessageTimeout=5
 KillWait=5
 MailProg=/bin/true
 NodeName=n[1-2] CPUs=2 RealMemory=1000 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=n1,n2 PriorityTier=2
 """
 
 
@@ -118,7 +122,8 @@ class Cluster:
         done = self.gradacc("submit", "--slurm", *size, *where, *words)
         assert done.returncode == 0, done.stderr
         (folder,) = (output / "launches").iterdir()
-        return Job(self, done.stdout.split()[-1], output, folder)
+        number = done.stdout.removeprefix("SLURM job ").partition(";")[0]
+        return Job(self, number, output, folder)
 
     def until(self, happened: Callable[[], bool], limit_seconds: float = JOB_LIMIT_SECONDS) -> None:
         """Wait for something; where it does not happen, show what the daemons said."""
@@ -186,12 +191,11 @@ class Job:
         self.until(lambda: self.state in ended)
         return self.state
 
-    def call(self, function: str) -> str:
-        """What a function of launcher.slurm says of this job on the login node."""
-        program = f"from launcher import slurm; print(slurm.{function}({self.id!r}))"
-        done = self.cluster.run(sys.executable, "-c", program)
+    def gradacc(self, command: str) -> str:
+        """What `gradacc COMMAND` of this run prints on the login node."""
+        done = self.cluster.gradacc(command, str(self.output))
         assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return done.stdout
 
 
 @contextmanager

@@ -76,23 +76,25 @@ def test_a_run_is_submitted_and_ends(slurm, config, alone):
     launch = json.loads((job.folder / "launch.json").read_text())
     assert (launch["kind"], launch["job_id"]) == ("slurm", job.id)
     job.until(lambda: job.state == "RUNNING")
-    assert job.call("state") == "RUNNING n[1-2]"
+    assert "RUNNING n[1-2]" in job.gradacc("status")
     assert "Comment=two words" in slurm.ask("scontrol", "show", "job", job.id)
 
     assert job.end() == "COMPLETED"
     assert "2 (n1: 1 rank(s), n2: 1 rank(s))" in " ".join(job.log.split())
     assert (job.outcome["exit_code"], job.outcome["restarts"]) == (0, 0)
     assert (job.output / "model").is_dir()
-    assert job.call("state") == "None"
-    assert "has ended already" in job.call("stop")
+    assert "finished" in job.gradacc("status")
+    assert "finished" in job.gradacc("stop")
+    assert job.gradacc("logs") == job.log
     is_the_run_of_one_process(job, alone)
 
 
 def test_a_preempted_run_goes_on(slurm, config, alone):
-    """SIGTERM to the ranks' step, as SLURM sends it before it gives the nodes to somebody else."""
+    """SLURM gives its nodes to somebody more urgent, for a while."""
     job = slurm.submit(config, config.parent / "preempted")
     job.until_step(3)
-    slurm.ask("scancel", "--signal=TERM", job.id)
+    urgent = slurm.ask("sbatch", "--parsable", "-p", "urgent", "-N2", "-o", "/dev/null", "--wrap=:")
+    assert urgent
     assert job.end() == "COMPLETED"
 
     assert "PreemptedError" in job.log
@@ -104,8 +106,7 @@ def test_a_preempted_run_goes_on(slurm, config, alone):
 def test_a_run_that_is_stopped_saves_and_stays_away(slurm, config):
     job = slurm.submit(config, config.parent / "stopped", "--schedule.steps", "100000")
     job.until_step(3)
-    (job.folder / "stop").touch()
-    assert job.call("stop") == f"SLURM job {job.id} is asked to save and leave"
+    assert "ended with exit code 23" in job.gradacc("stop")
     assert job.end() == "FAILED"  # what SLURM calls every exit code but 0
 
     assert "asked to stop: not started again" in job.log
@@ -115,8 +116,8 @@ def test_a_run_that_is_stopped_saves_and_stays_away(slurm, config):
 
 def test_a_run_that_waits_is_taken_out_of_the_queue(slurm, config):
     job = slurm.submit(config, config.parent / "waiting", "--sbatch", "--hold")
-    assert job.call("state") == "PENDING (JobHeldUser)"
-    assert "taken out" in job.call("stop")
+    assert "PENDING (JobHeldUser)" in job.gradacc("status")
+    assert "stopped before it began" in job.gradacc("stop")
     assert job.end() == "CANCELLED"
     assert not job.log
 

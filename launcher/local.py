@@ -1,0 +1,76 @@
+"""A run in the background of this machine: it outlives the terminal it was started from."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
+from gradacc_dist.errors import ConfigError, DiskError
+from launcher.launches import Launch, LaunchFolder, began, is_alive, new_id, newest
+from launcher.request import Request
+from launcher.running import KIND
+
+
+def submit(request: Request, output: Path) -> LaunchFolder:
+    """Start `gradacc train` for `request`, into the output folder `output`; return its notes.
+
+    Raises ConfigError where a launch of the same run is alive, and DiskError.
+    """
+    _require_alone(output)
+    launch_id = new_id()
+    folder = LaunchFolder.of(output, launch_id)
+    words = ("train", *request.command_line())
+    with DiskError.naming(folder.log):
+        folder.path.mkdir(parents=True)
+        with folder.log.open("xb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launcher", *words],
+                env={**os.environ, LAUNCH_ID: launch_id, KIND: "local"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # nothing that ends this terminal reaches it
+            )
+    folder.write_launch(
+        Launch(
+            id=launch_id,
+            kind="local",
+            host=socket.gethostname(),
+            started=time.time(),
+            command=words,
+            pid=process.pid,
+            pid_began=began(process.pid),
+        )
+    )
+    return folder
+
+
+def stop(launch: Launch) -> None:
+    """Ask the run to save and leave. Raises ConfigError from a host other than its own."""
+    if not launch.is_here:
+        raise ConfigError(
+            f"the run was started on {launch.host}; say gradacc stop there (this is "
+            f"{socket.gethostname()})"
+        )
+    if is_alive(launch):
+        assert launch.pid is not None, "what is alive has a process"
+        os.kill(launch.pid, signal.SIGTERM)
+
+
+def _require_alone(output: Path) -> None:
+    try:
+        _, launch = newest(output)
+    except ConfigError:
+        return
+    if launch.is_here and is_alive(launch):
+        raise ConfigError(
+            f"{output} has a run going on: process {launch.pid} (launch {launch.id}); watch it "
+            f"with gradacc status {output}, end it with gradacc stop {output}, or choose another "
+            "--run.output_dir"
+        )
