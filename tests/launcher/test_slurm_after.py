@@ -84,6 +84,11 @@ def test_srun_may_end_well_where_a_rank_was_killed_but_not_the_other_way_round(t
     assert tries.end(1, 0, None, status=137) == TRY_AGAIN
 
 
+def test_a_rank_that_ended_well_does_not_speak_for_one_of_which_nothing_is_known(tries):
+    assert tries.end(1, 0, status=137, ranks=2) == TRY_AGAIN
+    assert tries.outcome == (1, 0)
+
+
 def test_what_the_launcher_refused_before_a_rank_began_is_not_started_again(tries):
     assert tries.end(1, status=10) == 10
     assert tries.end(2, status=127) == TRY_AGAIN
@@ -129,6 +134,11 @@ def test_b15_preemption_is_nobodys_fault(tries):
     results = [tries.end(number, *each) for number, each in enumerate(codes, start=1)]
     assert results == [TRY_AGAIN] * 6
     assert tries.end(7, 1, None) == 24
+
+
+def test_b15_preemption_is_not_the_last_whatever_came_before(tries):
+    assert tries.end(1, 1, None) == TRY_AGAIN
+    assert tries.end(5, 23, 23) == TRY_AGAIN
 
 
 def test_b15_restarts_by_slurm_itself_count():
