@@ -191,6 +191,11 @@ class Job:
         self.until(lambda: self.state in ended)
         return self.state
 
+    def rank_on(self, node: str, attempt: int) -> int:
+        """The process of the rank that a node has; its table is the machine's."""
+        (note,) = (self.folder / "exits" / str(attempt)).glob(f"{node}-*.json")
+        return json.loads(note.read_text())["pid"]
+
     def gradacc(self, command: str) -> str:
         """What `gradacc COMMAND` of this run prints on the login node."""
         done = self.cluster.gradacc(command, str(self.output))

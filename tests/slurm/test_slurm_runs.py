@@ -4,6 +4,8 @@ the run of one process."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,15 +124,21 @@ def test_a_run_that_waits_is_taken_out_of_the_queue(slurm, config):
     assert not job.log
 
 
-def test_a_lost_node_costs_what_was_not_saved(slurm, config, alone):
-    every = ("--checkpoint.every_steps", "5")
-    job = slurm.submit(config, config.parent / "bereft", *every)
+def test_a_killed_rank_and_a_lost_node_cost_what_was_not_saved(slurm, config, alone):
+    """After the one our script puts the job back into the queue, after the other SLURM itself."""
+    job = slurm.submit(config, config.parent / "bereft", "--checkpoint.every_steps", "5")
     job.until(lambda: (job.output / "checkpoints" / "step-00000005").exists())
-    slurm.lose_node("n2")
+    os.kill(job.rank_on("n2", attempt=1), signal.SIGKILL)
     job.until(lambda: job.restarts == 1)
+    assert "killed (SIGKILL, out of memory?)" in job.outcome["cause"]
+    assert "starts again, from step" in job.log
+
+    job.until(lambda: (job.output / "checkpoints" / "step-00000015").exists())
+    slurm.lose_node("n2")
+    job.until(lambda: job.restarts == 2)
     slurm.start_node("n2")
     assert job.end() == "COMPLETED"
-    assert (job.restarts, job.outcome["exit_code"]) == (1, 0)
+    assert (job.restarts, job.outcome["restarts"], job.outcome["exit_code"]) == (2, 2, 0)
     is_the_run_of_one_process(job, alone)
 
 
