@@ -18,9 +18,9 @@ from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import read_exits
-from launcher.launches import Launch, LaunchFolder, Outcome, began, new_id
+from launcher.launches import Kind, Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
-from launcher.place import Place, place_of
+from launcher.place import Place, place_of, places_of
 from launcher.plan import LAUNCH_ID, Command, Layout, layout_of, plan
 from launcher.request import Request
 from launcher.verdict import Verdict, verdict
@@ -29,14 +29,13 @@ ATTEMPT = "GRADACC_ATTEMPT"
 """Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
 
 KIND = "GRADACC_LAUNCHED_BY"
-"""Variable: `local`, `slurm` or `kubernetes`, where the launch is noted by somebody else."""
+"""Variable: `local`, `slurm` or `kubernetes`. The first two note the launch themselves."""
 
 
-def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
+def run(request: Request, environ: Mapping[str, str]) -> int:
     """Start the ranks of this node and wait for them. Returns the exit code.
 
-    With `dry` print the command instead. Raises ConfigError, with every mistake, before a rank
-    starts.
+    Raises ConfigError, with every mistake, before a rank starts.
     """
     machine, place = this_machine(environ), place_of(environ, request.nodes)
     layout = layout_of(request, machine)
@@ -46,18 +45,35 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
     attempt = environ.get(ATTEMPT) or f"{machine.host}-{new_id()}"
     exits = folder.exits / attempt
     command = plan(request, machine, place, launch_id, exits)
-    if dry:
-        print(command)
-        return 0
     _announce(request, machine, place, layout)
-    if not environ.get(KIND) and place.rank in (0, None):
-        _note(folder, launch_id, request)
+    by = environ.get(KIND)
+    if by in (None, "", "kubernetes") and place.rank in (0, None):
+        _note(folder, launch_id, "kubernetes" if by else "foreground", request)
     result = _supervised(command, exits)
     if result.cause:
         _say(f"{result.cause} [exit code {result.exit_code}]")
     if place.rank in (0, None):
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
+
+
+def show(request: Request, environ: Mapping[str, str]) -> int:
+    """Print the command of this node; of every node, where nothing says which this one is.
+
+    Raises ConfigError, with every mistake.
+    """
+    machine, places = this_machine(environ), places_of(environ, request.nodes)
+    resolved = checked(request, layout_of(request, machine), environ)
+    launch_id = environ.get(LAUNCH_ID) or _new_id(request)
+    folder = LaunchFolder.of(_output(resolved), launch_id)
+    attempt = environ.get(ATTEMPT) or new_id()
+    for place in places:
+        if len(places) > 1:
+            print(
+                f"# on {place.describe(place.rank or 0)}, with {machine.num_gpus} GPU(s) as here:"
+            )
+        print(plan(request, machine, place, launch_id, folder.exits / attempt))
+    return 0
 
 
 def output_of(request: Request, environ: Mapping[str, str]) -> Path:
@@ -102,12 +118,12 @@ def _announce(request: Request, machine: Machine, place: Place, layout: Layout) 
     _say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
 
 
-def _note(folder: LaunchFolder, launch_id: str, request: Request) -> None:
+def _note(folder: LaunchFolder, launch_id: str, kind: Kind, request: Request) -> None:
     words = ("train", *request.command_line())
     folder.write_launch(
         Launch(
             id=launch_id,
-            kind="foreground",
+            kind=kind,
             host=socket.gethostname(),
             started=time.time(),
             command=words,
