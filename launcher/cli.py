@@ -104,7 +104,7 @@ def _add_request(command: Parser) -> None:
 
 def _add_kubernetes(command: Parser) -> None:
     add = command.add_argument
-    add("--kubernetes", action="store_true", required=True, help="for Kubernetes 1.28 and later")
+    add("--kubernetes", action="store_true", required=True, help="for Kubernetes 1.29 and later")
     add("--kind", choices=("job", "trainjob"), default="job", help="trainjob: Kubeflow's")
     add("--image", required=True, metavar="NAME", help="of the project, as the nodes can pull it")
     add("--volume-claim", required=True, metavar="NAME", help="volume of data and outputs")
