@@ -126,7 +126,7 @@ class Pod:
 
 def variable(name: str, value: str) -> Object:
     """An environment variable with a value that is known now."""
-    return {"name": name, "value": unexpanded(value)}
+    return {"name": name, "value": value}
 
 
 def variable_of_pod(name: str, field: str) -> Object:

@@ -501,12 +501,18 @@ def test_image_and_claim_must_be_named(capsys):
 
 
 def test_the_environment_of_whoever_asks_does_not_matter(monkeypatch, capsys):
-    assert cli.main([*COMMAND, "--cpu"]) == 0
+    words = [*COMMAND, "--cpu", "--engine", "single"]
+    assert cli.main(words) == 0
     before = capsys.readouterr().out
     for name, value in {"NNODES": "4", "NODE_RANK": "1", "WORLD_SIZE": "9"}.items():
         monkeypatch.setenv(name, value)
-    assert cli.main([*COMMAND, "--cpu"]) == 0
+    assert cli.main(words) == 0
     assert capsys.readouterr().out == before
+
+
+def test_c3_the_run_is_checked_for_the_ranks_it_will_have(capsys):
+    assert cli.main([*COMMAND, "--cpu", "--nodes", "2", "--engine", "single"]) == 10
+    assert "engine.name" in capsys.readouterr().err
 
 
 def test_secrets_are_taken_apart():

@@ -9,7 +9,12 @@ import pytest
 
 from launcher.machine import this_machine
 
-THREE = "GPU 0: NVIDIA H (UUID: GPU-a)\n  MIG 1g (UUID: MIG-x)\nGPU 1: H (UUID: GPU-b)\nGPU 2: H\n"
+THREE = """\
+GPU 0: NVIDIA H (UUID: GPU-a)
+  MIG 1g.5gb Device 0: (UUID: MIG-GPU-a/1/0)
+GPU 1: NVIDIA H (UUID: GPU-b)
+GPU 2: NVIDIA H (UUID: GPU-c)
+"""
 
 
 @pytest.fixture

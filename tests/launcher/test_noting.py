@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from launcher.cli import main
-from launcher.launches import newest
+from launcher.launches import Launch, LaunchFolder, Outcome, newest
 from launcher.running import KIND
+from launcher.watching import state_of
 
 
 @pytest.fixture
@@ -46,3 +47,14 @@ def test_a_launch_that_was_noted_is_left_as_it_is(
     assert main(["train", "--cpu", "--run.output_dir", str(tmp_path / "out")]) == 0
     written = [path.name for path in (tmp_path / "out" / "launches" / "id-1").iterdir()]
     assert written == ["outcome.json"]
+
+
+def test_the_end_of_an_earlier_try_is_not_that_of_the_one_that_runs(tmp_path):
+    """Kubernetes starts a launch again under its old name."""
+    folder = LaunchFolder.of(tmp_path, "id-1")
+    again = Launch("id-1", "kubernetes", "another-host", started=20.0, command=("train",))
+    folder.write_launch(again)
+    folder.write_outcome(Outcome(23, "asked to leave", ended=10.0))
+    assert state_of(folder, again).goes_on is None
+    folder.write_outcome(Outcome(0, "", ended=30.0))
+    assert state_of(folder, again).goes_on is False

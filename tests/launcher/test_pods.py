@@ -1,6 +1,6 @@
 """A manifest that is played: its pods are processes, and what Kubernetes would do, is done.
 
-Every pod that a run loses takes the others with it; all come back, meet, and go on (B1, B14).
+Every pod that a run loses takes the others with it; all come back, meet, and go on.
 """
 
 import os
@@ -25,7 +25,7 @@ from launcher.request import Nodes, Request
 
 pytestmark = pytest.mark.cluster
 STEPS = 40
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 480
 
 
 @pytest.fixture(scope="module")
@@ -125,55 +125,48 @@ def cluster(workspace, monkeypatch):
 
 
 def is_at_step(output: Path, step: int) -> bool:
-    return (output / "ledger.jsonl").exists() and len(ledger(output)) >= step
+    path = output / "ledger.jsonl"
+    return path.exists() and path.read_text().count('"kind": "train"') >= step
 
 
-def assert_equal_to_the_run_of_one(output: Path, workspace: Path) -> None:
-    played, alone = ledger(output), ledger(workspace / "alone")
-    assert [each["step"] for each in played] == list(range(1, STEPS + 1))
-    for ours, theirs in zip(played, alone, strict=True):
-        for exact in ("examples", "denominators"):
-            assert ours.get(exact) == theirs.get(exact), ours["step"]
+def ranks_of_pod(output: Path, index: int) -> list[int]:
+    """Process ids of the ranks that run there: one in each pod of this run."""
+    attempts = LaunchFolder.of(output, "uid-of-the-job").exits.iterdir()
+    notes = [note for attempt in attempts for note in read_exits(attempt)]
+    return [note.pid for note in notes if note.rank == index and note.ended is None]
 
 
-def test_b14_a_node_that_is_drained_takes_all_along_and_all_come_back(cluster, workspace):
+def test_b1_b14_nodes_that_are_drained_and_lost_take_all_along_and_all_come_back(
+    cluster, workspace
+):
     played, output = cluster
-    drained = []
+    done: list[str] = []
 
-    def drain(cluster: Cluster) -> None:
-        if not drained and is_at_step(output, 7):
-            drained.append(os.kill(cluster.pods[1].pid, signal.SIGTERM))
+    def meanwhile(cluster: Cluster) -> None:
+        if not done and is_at_step(output, 5):
+            cluster.pods[1].send_signal(signal.SIGTERM)
+            done.append("drained")
+        # Back, and further than before.
+        if done == ["drained"] and len(cluster.ends) == 2 and is_at_step(output, 18):
+            # As the power goes: its launcher, and what that has started, and its rank.
+            for pid in ranks_of_pod(output, 1):
+                os.kill(pid, signal.SIGKILL)
+            os.killpg(cluster.pods[1].pid, signal.SIGKILL)
+            done.append("lost")
 
-    played.run_to_the_end(drain)
-    assert drained
+    played.run_to_the_end(meanwhile)
+    assert done == ["drained", "lost"]
     assert sorted(played.ends[:2]) == [(0, 23, "Ignore"), (1, 23, "Ignore")]
-    assert sorted(played.ends[2:]) == [(0, 0, "done"), (1, 0, "done")]
-    assert_equal_to_the_run_of_one(output, workspace)
+    assert {(index, decision) for index, _, decision in played.ends[2:4]} == {
+        (0, "Count"),
+        (1, "Count"),
+    }
+    assert sorted(played.ends[4:]) == [(0, 0, "done"), (1, 0, "done")]
 
-
-def test_b1_a_node_that_is_lost_takes_all_along_and_all_come_back(cluster, workspace):
-    played, output = cluster
-    lost = []
-
-    def lose(cluster: Cluster) -> None:
-        """Its launcher, and every rank of it, as the power goes."""
-        if lost or not is_at_step(output, 7):
-            return
-        launcher = cluster.pods[1].pid
-        folder = LaunchFolder.of(output, "uid-of-the-job")
-        ranks = [
-            each.pid
-            for attempt in folder.exits.iterdir()
-            for each in read_exits(attempt)
-            if each.rank == 1
-        ]
-        for pid in (launcher, *ranks):
-            os.kill(pid, signal.SIGKILL)
-        os.killpg(launcher, signal.SIGKILL)
-        lost.append(ranks)
-
-    played.run_to_the_end(lose)
-    assert len(lost) == 1
-    assert {index for index, _, decision in played.ends if decision == "Count"} == {0, 1}
-    assert sorted(played.ends[-2:]) == [(0, 0, "done"), (1, 0, "done")]
-    assert_equal_to_the_run_of_one(output, workspace)
+    ours, alone = ledger(output), ledger(workspace / "alone")
+    assert [each["step"] for each in ours] == list(range(1, STEPS + 1))
+    for exact in ("example_ids_sha256", "num_examples", "supervised_tokens"):
+        assert [each[exact] for each in ours] == [each[exact] for each in alone], exact
+    # fp32 rounding, grown a little by the weights of each step.
+    norms = [each["grad_norm"] for each in alone]
+    assert [each["grad_norm"] for each in ours] == pytest.approx(norms, rel=1e-4)

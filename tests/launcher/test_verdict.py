@@ -70,6 +70,12 @@ def test_b16_a_rank_that_was_killed_is_named_and_its_peers_are_not_to_blame():
     assert "SIGKILL, out of memory" in said.cause
 
 
+def test_ranks_that_were_told_to_leave_because_of_it_are_not_the_cause():
+    said = verdict(1, [rank(0, None), told_to_leave(1)], asked_to_leave=False)
+    assert said.exit_code == 21
+    assert "rank 0" in said.cause
+
+
 def test_an_error_of_ours_beside_a_killed_rank_is_the_cause():
     said = verdict(1, [rank(0, None), ours(1, 25, "disk full")], asked_to_leave=False)
     assert said.exit_code == 25
