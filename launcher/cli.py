@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -83,6 +83,10 @@ def _parser() -> Parser:
     after.add_argument("--status", type=int, required=True)
     after.add_argument("--asked", action="store_true")
 
+    manifest = add("manifest", "write a run as Kubernetes objects", _manifest, takes_flags=True)
+    _add_request(manifest)
+    _add_kubernetes(manifest)
+
     for name, sentence, act in (
         ("status", "say where runs stand: step, loss, speed, checkpoint, restarts", _status),
         ("logs", "print what a run printed", _logs),
@@ -124,13 +128,28 @@ def _add_submit(command: Parser) -> None:
     slurm.add_argument("--dry-run", action="store_true", help=sentence)
 
 
+def _add_kubernetes(command: Parser) -> None:
+    add = command.add_argument
+    add("--kubernetes", action="store_true", required=True, help="for Kubernetes 1.29 and later")
+    add("--kind", choices=("job", "trainjob"), default="job", help="trainjob: Kubeflow's")
+    add("--image", required=True, metavar="NAME", help="of the project, as the nodes can pull it")
+    add("--volume-claim", required=True, metavar="NAME", help="volume of data and outputs")
+    add("--name", help="of the job; the last part of run.output_dir without it")
+    add("--namespace", metavar="NAME", help="kubectl's own without it")
+    add("--secret", action="append", default=[], metavar="NAME[:KEY...]", help="to the environment")
+    add("--grace", type=_count, metavar="SECONDS", help="to save a checkpoint in; 600 without it")
+    add("--output", type=Path, metavar="FILE", help="write there; to the terminal without it")
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"got {text}; needs a number from 1")
     return int(text)
 
 
-def request_of(asked: argparse.Namespace, flags: tuple[str, ...]) -> Request:
+def request_of(
+    asked: argparse.Namespace, flags: tuple[str, ...], environ: Mapping[str, str] = os.environ
+) -> Request:
     """What was asked for, by the command line and else by the environment. Raises ConfigError."""
     from launcher.place import nodes_of, ranks_of
     from launcher.request import ENGINES, Nodes, Request
@@ -141,20 +160,20 @@ def request_of(asked: argparse.Namespace, flags: tuple[str, ...]) -> Request:
     return Request(
         config=asked.config,
         flags=flags,
-        ranks=asked.ranks or ranks_of(os.environ),
-        nodes=nodes_of(os.environ) if asked.nodes is None else Nodes.parse(asked.nodes),
+        ranks=asked.ranks or ranks_of(environ),
+        nodes=nodes_of(environ) if asked.nodes is None else Nodes.parse(asked.nodes),
         engine=asked.engine,
         cpu=asked.cpu,
     )
 
 
 def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
-    from launcher.running import check, run
+    from launcher.running import check, run, show
 
     request = request_of(asked, tuple(flag for flag in flags if flag != "--check"))
     if "--check" in flags:
         return check(request, os.environ)
-    return run(request, os.environ, dry=asked.dry_run)
+    return show(request, os.environ) if asked.dry_run else run(request, os.environ)
 
 
 def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
@@ -184,6 +203,22 @@ def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
     attempt, job_id = int(os.environ[ATTEMPT]), os.environ["SLURM_JOB_ID"]
     folder = LaunchFolder(asked.folder)
     return after(folder, attempt, asked.status, asked=asked.asked, job_id=job_id)
+
+
+def _manifest(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
+    from launcher.kubernetes import GRACE_SECONDS, Target, manifest, parse_secret, write
+
+    target = Target(
+        image=asked.image,
+        claim=asked.volume_claim,
+        kind=asked.kind,
+        name=asked.name,
+        namespace=asked.namespace,
+        secrets=tuple(parse_secret(text) for text in asked.secret),
+        grace_seconds=asked.grace or GRACE_SECONDS,
+    )
+    text = manifest(request_of(asked, flags, environ={}), target)
+    print(text, end="") if asked.output is None else write(asked.output, text)
 
 
 def _status(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:

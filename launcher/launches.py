@@ -125,11 +125,11 @@ def new_id() -> str:
 
 def newest(output: Path) -> tuple[LaunchFolder, Launch]:
     """The last launch of the run in `output`. Raises ConfigError where there is none."""
-    folders = sorted((output / LAUNCHES).glob("*/launch.json"), reverse=True)
-    for path in folders:
-        folder = LaunchFolder(path.parent)
-        if launch := folder.read_launch():
-            return folder, launch
+    # Not by name: Kubernetes has names of its own.
+    folders = [LaunchFolder(path.parent) for path in (output / LAUNCHES).glob("*/launch.json")]
+    noted = [(folder, launch) for folder in folders if (launch := folder.read_launch())]
+    if noted:
+        return max(noted, key=lambda each: each[1].started)
     raise ConfigError(
         f"{output} has no launch of gradacc in it; name the run.output_dir of a run that "
         "`gradacc train` or `gradacc submit` started"

@@ -13,15 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
+from gradacc_dist.checkpoint.launch import LAUNCH_ID
 from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import read_exits
-from launcher.launches import Launch, LaunchFolder, Outcome, began, new_id
+from launcher.launches import Kind, Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
-from launcher.place import Place, place_of
+from launcher.place import Place, place_of, places_of
 from launcher.plan import Command, Layout, layout_of, plan
 from launcher.request import Nodes, Request
 from launcher.verdict import Verdict, verdict
@@ -30,14 +30,13 @@ ATTEMPT = "GRADACC_ATTEMPT"
 """Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
 
 KIND = "GRADACC_LAUNCHED_BY"
-"""Variable: `local`, `slurm` or `kubernetes`, where the launch is noted by somebody else."""
+"""Variable: `local`, `slurm` or `kubernetes`. The first two note the launch themselves."""
 
 
-def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
+def run(request: Request, environ: Mapping[str, str]) -> int:
     """Start the ranks of this node and wait for them. Returns the exit code.
 
-    With `dry` print the command instead. Raises ConfigError, with every mistake, before a rank
-    starts.
+    Raises ConfigError, with every mistake, before a rank starts.
     """
     machine, place = this_machine(environ), place_of(environ, request.nodes)
     layout = layout_of(request, machine)
@@ -46,18 +45,35 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
     folder = LaunchFolder.of(_output(resolved), launch_id)
     exits = folder.exits / environ.get(ATTEMPT, "1")
     command = plan(request, machine, place, launch_id, exits)
-    if dry:
-        print(command)
-        return 0
     _announce(request, machine, place, layout)
-    if not environ.get(KIND) and place.rank in (0, None) and folder.read_launch() is None:
-        _note(folder, launch_id, request)
+    by = environ.get(KIND)
+    speaks = place.rank in (0, None)
+    if by in (None, "", "kubernetes") and speaks and folder.read_launch() is None:
+        _note(folder, launch_id, "kubernetes" if by else "foreground", request)
     result = _supervised(command, exits)
     if result.cause:
         _say(f"{result.cause} [exit code {result.exit_code}]")
-    if place.rank in (0, None):
+    if speaks:
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
+
+
+def show(request: Request, environ: Mapping[str, str]) -> int:
+    """Print the command of this node; of every node, where nothing says which this one is.
+
+    Raises ConfigError, with every mistake.
+    """
+    machine, places = this_machine(environ), places_of(environ, request.nodes)
+    resolved = checked(request, layout_of(request, machine), environ)
+    launch_id = environ.get(LAUNCH_ID) or _new_id(request)
+    folder = LaunchFolder.of(_output(resolved), launch_id)
+    for place in places:
+        if len(places) > 1:
+            print(
+                f"# on {place.describe(place.rank or 0)}, with {machine.num_gpus} GPU(s) as here:"
+            )
+        print(plan(request, machine, place, launch_id, folder.exits / environ.get(ATTEMPT, "1")))
+    return 0
 
 
 def output_of(request: Request, environ: Mapping[str, str]) -> Path:
@@ -104,12 +120,12 @@ def _announce(request: Request, machine: Machine, place: Place, layout: Layout) 
     _say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
 
 
-def _note(folder: LaunchFolder, launch_id: str, request: Request) -> None:
+def _note(folder: LaunchFolder, launch_id: str, kind: Kind, request: Request) -> None:
     words = ("train", *request.command_line())
     folder.write_launch(
         Launch(
             id=launch_id,
-            kind="foreground",
+            kind=kind,
             host=socket.gethostname(),
             started=time.time(),
             command=words,
