@@ -64,6 +64,9 @@ def _parser() -> Parser:
     _add_request(train)
     train.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
 
+    doctor = add("doctor", "say what is wrong with the nodes", _doctor, takes_flags=True)
+    _add_request(doctor)
+
     init = add("init", "write a configuration to start from", _init)
     init.add_argument("folder", type=Path, metavar="DIR", help="folder that receives run.yaml")
 
@@ -79,6 +82,7 @@ def _add_request(command: Parser) -> None:
     add("--nodes", metavar="N | MIN:MAX", help="nodes; MIN:MAX for a run that shrinks and grows")
     add("--engine", metavar="NAME", help="single, ddp, fsdp2, zero0 to zero3, zero2_offload, ...")
     add("--cpu", action="store_true", help="CPU ranks, on a machine with GPUs too")
+    add("--join-seconds", type=_count, metavar="N", help="wait so long for other nodes (600)")
 
 
 def _count(text: str) -> int:
@@ -90,7 +94,7 @@ def _count(text: str) -> int:
 def request_of(asked: argparse.Namespace, flags: tuple[str, ...]) -> Request:
     """What was asked for, by the command line and else by the environment. Raises ConfigError."""
     from launcher.place import nodes_of, ranks_of
-    from launcher.request import ENGINES, Nodes, Request
+    from launcher.request import ENGINES, JOIN_SECONDS, Nodes, Request
 
     if asked.engine is not None and asked.engine not in ENGINES:
         legal = ", ".join(sorted(ENGINES))
@@ -102,6 +106,7 @@ def request_of(asked: argparse.Namespace, flags: tuple[str, ...]) -> Request:
         nodes=nodes_of(os.environ) if asked.nodes is None else Nodes.parse(asked.nodes),
         engine=asked.engine,
         cpu=asked.cpu,
+        join_seconds=asked.join_seconds or JOIN_SECONDS,
     )
 
 
@@ -112,6 +117,12 @@ def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if "--check" in flags:
         return check(request, os.environ)
     return run(request, os.environ, dry=asked.dry_run)
+
+
+def _doctor(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
+    from launcher.doctor import examine
+
+    return examine(request_of(asked, flags), os.environ)
 
 
 def _init(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:

@@ -21,6 +21,9 @@ from launcher.request import SHIPPED, Request
 LAUNCH_ID = "GRADACC_LAUNCH_ID"
 """Variable: which launch a process belongs to; the same when a scheduler starts it once more."""
 
+ATTEMPT = "GRADACC_ATTEMPT"
+"""Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
+
 # torchrun would kill ranks 30 s after SIGTERM; how long a save may take is the scheduler's to say.
 SHUTDOWN_SECONDS = 3600
 

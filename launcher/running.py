@@ -21,12 +21,12 @@ from gradacc_dist.exits import read_exits
 from launcher.launches import Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of
-from launcher.plan import LAUNCH_ID, Command, Layout, layout_of, plan
+from launcher.plan import ATTEMPT, LAUNCH_ID, Command, Layout, layout_of, plan
+from launcher.report import report
 from launcher.request import Request
+from launcher.rollcall import may_be_asked_to_leave, name_of_launch, roll_call
+from launcher.rollmessages import Meeting
 from launcher.verdict import Verdict, verdict
-
-ATTEMPT = "GRADACC_ATTEMPT"
-"""Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
 
 KIND = "GRADACC_LAUNCHED_BY"
 """Variable: `local`, `slurm` or `kubernetes`, where the launch is noted by somebody else."""
@@ -50,11 +50,13 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
         print(command)
         return 0
     _announce(request, machine, place, layout)
+    if request.nodes.maximum > 1 and not request.nodes.is_elastic:
+        meet(request, place, layout, resolved, environ).refuse_errors()
     if not environ.get(KIND) and place.rank in (0, None):
         _note(folder, launch_id, request)
-    result = _supervised(command, exits)
+    result = supervised(command, exits)
     if result.cause:
-        _say(f"{result.cause} [exit code {result.exit_code}]")
+        say(f"{result.cause} [exit code {result.exit_code}]")
     if place.rank in (0, None):
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
@@ -65,6 +67,23 @@ def checked(request: Request, layout: Layout, environ: Mapping[str, str]) -> Res
     ranks = layout.total(request.nodes.minimum)
     seen = {**environ, "WORLD_SIZE": str(ranks)}
     return load(request.config, request.run_flags, seen)
+
+
+def meet(
+    request: Request,
+    place: Place,
+    layout: Layout,
+    resolved: Resolved,
+    environ: Mapping[str, str],
+) -> Meeting:
+    """The roll call of all nodes; node 0 tells people of warnings. Raises as `roll_call` does."""
+    mine, launch = report(resolved, layout, environ), name_of_launch(environ)
+    with may_be_asked_to_leave():
+        meeting = roll_call(place, request.nodes.minimum, launch, mine, request.join_seconds, say)
+    for finding in meeting.findings:
+        if place.is_first and finding.level == "warning":
+            say(str(finding))
+    return meeting
 
 
 def _new_id(request: Request) -> str:
@@ -83,13 +102,14 @@ def check(request: Request, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Where a launcher says things."""
     print(f"gradacc: {text}", file=sys.stderr, flush=True)
 
 
 def _announce(request: Request, machine: Machine, place: Place, layout: Layout) -> None:
     where = f"node {place.rank} of {request.nodes}" if request.nodes.maximum > 1 else machine.host
-    _say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
+    say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
 
 
 def _note(folder: LaunchFolder, launch_id: str, request: Request) -> None:
@@ -107,7 +127,7 @@ def _note(folder: LaunchFolder, launch_id: str, request: Request) -> None:
     )
 
 
-def _supervised(command: Command, exits: Path) -> Verdict:
+def supervised(command: Command, exits: Path) -> Verdict:
     """Run `command` to its end, whoever asks it to leave meanwhile."""
     with _Forwarding(exits) as forwarding:
         child = subprocess.Popen(command.argv, env={**os.environ, **command.environ})
