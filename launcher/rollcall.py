@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from gradacc_dist.errors import PreemptedError
+from launcher.findings import Nodes
 from launcher.place import Place
 from launcher.plan import ATTEMPT, LAUNCH_ID
 from launcher.report import Report
@@ -34,7 +35,9 @@ def roll_call(
     hello = Hello(launch, place.rank, num_nodes, os.getpid(), report)
     if place.is_first:
         return hold(place, hello, seconds, say)
-    return Meeting(attend(place, hello, seconds, say), {place.rank: report}, {})
+    found = attend(place, hello, seconds, say)
+    name = place.describe(place.rank)
+    return Meeting(found, Nodes({place.rank: report}, {place.rank: name}, {place.rank: 0.0}))
 
 
 def name_of_launch(environ: Mapping[str, str]) -> str | None:

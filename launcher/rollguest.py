@@ -15,6 +15,8 @@ from launcher.rollmessages import PROGRESS_SECONDS, WORD, Hello, Say, error_of, 
 
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
+# Nodes that start together are apart by less.
+FIRST_LINE_SECONDS = 2.0
 # Node 0 speaks every few seconds while it waits.
 SILENCE_SECONDS = 60.0
 
@@ -29,7 +31,7 @@ def attend(place: Place, hello: Hello, seconds: float, say: Say) -> tuple[Findin
     """Report to node 0 and wait for its word. Raises what node 0 ended with, or PeerLostError
     where it could not be reached within `seconds`."""
     started = time.monotonic()
-    next_line = 0.0
+    next_line = FIRST_LINE_SECONDS
     while True:
         try:
             return _visit(place, hello, say)

@@ -93,8 +93,8 @@ class _Host:
             assert visitor.clock_seconds is not None
             reports[node], clocks[node] = visitor.hello.report, visitor.clock_seconds
         names = {node: self._name(node, report) for node, report in reports.items()}
-        found = findings(Nodes(reports, names, clocks))
-        return Meeting(tuple(found), reports, clocks)
+        nodes = Nodes(reports, names, clocks)
+        return Meeting(tuple(findings(nodes)), nodes)
 
     def stop_listening(self) -> None:
         """Free the port for others to listen on."""

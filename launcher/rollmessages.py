@@ -7,7 +7,7 @@ node 0 -> node   Words
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 import gradacc_dist
 from gradacc_dist.errors import ConfigError, GradaccError, PeerLostError, PreemptedError
-from launcher.findings import Finding
+from launcher.findings import Finding, Nodes
 from launcher.report import Report
 
 PROGRESS_SECONDS = 5.0
@@ -49,12 +49,16 @@ class Word:
 
 @dataclass(frozen=True)
 class Meeting:
-    """What came of it. Findings are the same on every node; all reports are on node 0 only."""
+    """What came of it. Findings are the same on every node; `nodes` are all on node 0 only."""
 
     findings: tuple[Finding, ...]
-    reports: Mapping[int, Report]
-    clock_seconds: Mapping[int, float]
-    """How far the clock of each node is ahead of node 0's."""
+    nodes: Nodes
+
+    def tell_warnings(self, say: Say) -> None:
+        """To people, who may go on."""
+        for each in self.findings:
+            if each.level == "warning":
+                say(str(each))
 
     def refuse_errors(self) -> None:
         """Raises ConfigError with all errors among the findings."""

@@ -51,7 +51,10 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
         return 0
     _announce(request, machine, place, layout)
     if request.nodes.maximum > 1 and not request.nodes.is_elastic:
-        meet(request, place, layout, resolved, environ).refuse_errors()
+        meeting = meet(request, place, layout, resolved, environ)
+        if place.is_first:
+            meeting.tell_warnings(say)
+        meeting.refuse_errors()
     if not environ.get(KIND) and place.rank in (0, None):
         _note(folder, launch_id, request)
     result = supervised(command, exits)
@@ -76,14 +79,10 @@ def meet(
     resolved: Resolved,
     environ: Mapping[str, str],
 ) -> Meeting:
-    """The roll call of all nodes; node 0 tells people of warnings. Raises as `roll_call` does."""
+    """The roll call of all nodes. Raises as `roll_call` does."""
     mine, launch = report(resolved, layout, environ), name_of_launch(environ)
     with may_be_asked_to_leave():
-        meeting = roll_call(place, request.nodes.minimum, launch, mine, request.join_seconds, say)
-    for finding in meeting.findings:
-        if place.is_first and finding.level == "warning":
-            say(str(finding))
-    return meeting
+        return roll_call(place, request.nodes.minimum, launch, mine, request.join_seconds, say)
 
 
 def _new_id(request: Request) -> str:
