@@ -85,11 +85,11 @@ def _room(disk: Disk) -> str:
 def shown(meeting: Meeting) -> str:
     """A table for each node."""
     parts = []
-    for node, report in meeting.nodes.reports.items():
+    for node, each in meeting.nodes.reports.items():
         name, apart = meeting.nodes.names[node], meeting.nodes.clock_seconds[node]
         clock = f", clock {apart:+.2f} s" if len(meeting.nodes.reports) > 1 else ""
         found = [finding for finding in meeting.findings if finding.node == name]
-        parts.append(f"{name}{clock}\n{table(lines_of(report), found)}")
+        parts.append(f"{name}{clock}\n{table(lines_of(each), found)}")
     return "\n".join(parts)
 
 
