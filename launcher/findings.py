@@ -106,11 +106,10 @@ def _odd(
 
 
 def _clocks(nodes: Nodes) -> Iterator[Finding]:
-    """Against the clock in the middle, so that one that is wrong is named, be it node 0's."""
+    """Against the clock in the middle, so that one that is wrong is named, be it node 0's. Of two
+    in the middle, the one that is nearer to node 0's."""
     ordered = sorted(nodes.clock_seconds.values())
-    if not ordered:
-        return
-    middle = ordered[(len(ordered) - 1) // 2]
+    middle = min(ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1], key=abs)
     for node, seconds in nodes.clock_seconds.items():
         apart = seconds - middle
         if abs(apart) > MAX_CLOCK_SECONDS:

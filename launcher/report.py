@@ -129,10 +129,11 @@ def code_sha256() -> str:
         folder = Path(package.__file__).parent
         for path in folder.rglob("*.py"):
             files[f"{folder.name}/{path.relative_to(folder)}"] = path.read_bytes()
-    return _sha256_of(files)
+    return sha256_of(files)
 
 
-def _sha256_of(files: Mapping[str, bytes]) -> str:
+def sha256_of(files: Mapping[str, bytes]) -> str:
+    """Of names and contents, in hex."""
     whole = hashlib.sha256()
     for name in sorted(files):
         whole.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
