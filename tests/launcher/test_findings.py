@@ -59,7 +59,7 @@ def test_of_two_that_differ_the_first_is_the_measure():
     [
         (
             {"addresses": ("127.0.1.1",), "gloo_address": "127.0.1.1"},
-            "leads to 127.0.1.1, by which",
+            "to 127.0.1.1, by which",
         ),
         ({"addresses": ("::1",), "gloo_address": "::1"}, "leads to ::1, by which"),
         ({"addresses": (), "gloo_address": None}, "does not resolve"),

@@ -106,7 +106,7 @@ def test_c4_the_missing_is_named_to_all_while_they_wait(nodes):
 def test_c4_all_leave_when_one_does_not_come(nodes):
     futures = [nodes.start(0, "n1", of=3, seconds=1.5), nodes.start(1, "n2", of=3)]
     for future in futures:
-        with pytest.raises(PeerLostError, match="2 of 3 nodes here after .*missing: n3"):
+        with pytest.raises(PeerLostError, match=r"2 of 3 nodes here after .*missing: n3"):
             future.result(LIMIT_SECONDS)
 
 
@@ -114,7 +114,7 @@ def test_what_is_wrong_with_one_is_told_to_all(nodes):
     odd = {"config_sha256": "b" * 64, "settings": {"window.examples": "12", "run.seed": "0"}}
     futures = [nodes.start(0, "n1"), nodes.start(1, "n2", **odd)]
     for future in futures:
-        with pytest.raises(ConfigError, match="n2: window.examples: 12 here, 16 on n1"):
+        with pytest.raises(ConfigError, match=r"n2: window.examples: 12 here, 16 on n1"):
             future.result(LIMIT_SECONDS).refuse_errors()
 
 
@@ -160,7 +160,7 @@ def test_two_of_one_number_are_both_named(nodes):
 def test_nodes_that_were_promised_other_numbers_of_nodes(nodes):
     futures = [nodes.start(0, "n1", of=2), nodes.start(1, "n2", of=3)]
     for future in futures:
-        with pytest.raises(ConfigError, match="n2 .* one of 3 nodes, node 0 as one of 2"):
+        with pytest.raises(ConfigError, match=r"n2 .* one of 3 nodes, node 0 as one of 2"):
             future.result(LIMIT_SECONDS)
 
 
@@ -206,7 +206,7 @@ def test_a_node_of_another_version_is_told_so(nodes):
     first = nodes.start(0, "n1")
     with stranger(nodes.port) as connection:
         connection.sendall(b'{"launch": null, "gradacc_dist": "0.0.1"}\n')
-        with pytest.raises(ConfigError, match="speaks as gradacc_dist 0.0.1 does"):
+        with pytest.raises(ConfigError, match=r"speaks as gradacc_dist 0.0.1 does"):
             first.result(LIMIT_SECONDS)
 
 
