@@ -89,11 +89,9 @@ def test_a_table_for_each_node_with_its_own_findings():
     assert lines[error].split() == ["error", "ranks", "4", "on", "CPU"]
 
 
-@pytest.mark.parametrize(
-    "item", ["hostname", "output", "cache", "shared memory", "limits", "GPU 1"]
-)
-def test_every_item_that_findings_name_has_a_line(item):
-    gpus = (Gpu(1, "H100", 81559, 4, None, ()),)
-    lines = lines_of(replace(HEALTHY, gpus=gpus))
-    assert lines[item]
+def test_gpus_have_a_line_each():
+    lines = lines_of(replace(HEALTHY, gpus=(Gpu(1, "H100", 81559, 4, None, ()),)))
+    assert lines["GPU 1"] == "H100: 4 of 81,559 MiB used, ECC errors not counted"
     assert "GPUs" not in lines
+    assert lines_of(HEALTHY)["GPUs"] == "none"
+    assert lines_of(replace(HEALTHY, gpu_fault="no answer"))["GPUs"] == "no answer"
