@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PURPOSE = "Measure how fast the ranks reach each other."
 REPEATS = 3
 MEGABYTE = 10**6
+PATIENCE_SECONDS = 60.0
+"""gloo tries five times as long before it says that ranks do not reach each other."""
+
 SLOW = 0.5
 """A link is slow below this part of the median of all."""
 
@@ -88,7 +91,7 @@ def _measure(resolved: Resolved) -> None:
     """Collective over the ranks that the launcher started; rank 0 speaks."""
     from gradacc_dist.world import start
 
-    with start(resolved.config.engine.timeout_seconds) as world:
+    with start(min(PATIENCE_SECONDS, resolved.config.engine.timeout_seconds)) as world:
         lines = _all_reduce_lines(world)
         if world.ranks > 1:
             speeds = rank_speeds(_link_speeds(world))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from launcher.report import GLOO_INTERFACE, Report
@@ -39,12 +39,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Unreached:
+    """`address` of node 0, at a port that the kernel chose, and why it was not reached there."""
+
+    address: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Nodes:
-    """The reports of all nodes, by node. `clock_seconds`: how far a clock is ahead of node 0's."""
+    """The reports of all nodes, by node. `clock_seconds`: how far a clock is ahead of node 0's.
+    `unreached`: of those that did not reach a second port of node 0."""
 
     reports: Mapping[int, Report]
     names: Mapping[int, str]
     clock_seconds: Mapping[int, float]
+    unreached: Mapping[int, Unreached] = field(default_factory=dict)
 
     @property
     def num_ranks(self) -> int:
@@ -54,7 +64,7 @@ class Nodes:
 
 def findings(nodes: Nodes) -> list[Finding]:
     """All that is wrong, errors first, else in the order of nodes."""
-    found = [*_differences(nodes), *_clocks(nodes)]
+    found = [*_differences(nodes), *_clocks(nodes), *_ports(nodes)]
     for node, report in nodes.reports.items():
         found += _of_node(nodes.names[node], report, nodes)
     order = {name: place for place, name in enumerate(nodes.names.values())}
@@ -117,6 +127,22 @@ def _clocks(nodes: Nodes) -> Iterator[Finding]:
             text = f"its clock is {abs(apart):.1f} s {side} the others'"
             remedy = "let NTP set it (chrony, systemd-timesyncd); logs tell a false order"
             yield Finding("warning", nodes.names[node], "clock", text, remedy)
+
+
+def _ports(nodes: Nodes) -> Iterator[Finding]:
+    """An error where gloo would go the same way; on another interface all may be open."""
+    for node, fault in nodes.unreached.items():
+        first = nodes.reports[0]
+        certain = first.gloo_address == fault.address and not first.gloo_interface
+        text = (
+            f"does not reach {nodes.names[0]} ({fault.address}) at a port that the kernel chose: "
+            f"{fault.why}"
+        )
+        remedy = (
+            "let the nodes reach each other at all ports, not MASTER_PORT alone: gloo and NCCL "
+            "listen where the kernel says"
+        )
+        yield Finding("error" if certain else "warning", nodes.names[node], "ports", text, remedy)
 
 
 def _hostname(name: str, report: Report, nodes: Nodes) -> Iterator[Finding]:

@@ -74,11 +74,22 @@ def _converse(connection: socket.socket, where: str, hello: Hello, say: Say) -> 
                 raise _NotYetError(f"{where}: {word.text}")
             if word.kind == "clock":
                 connection.sendall(line_of(time.time()))
+            elif word.kind == "knock":
+                connection.sendall(line_of(_knock(word.host, word.port)))
             else:
                 say(word.text)
         else:
             raise _NotYetError(f"{where} hung up: it ended, or is no roll call")
     raise _NotYetError(f"{where} is no roll call; give the launch another MASTER_PORT")
+
+
+def _knock(host: str, port: int) -> str:
+    """Why there is no way to a port that nobody opened in a firewall; "" where there is one."""
+    try:
+        with socket.create_connection((host, port), CONNECT_SECONDS):
+            return ""
+    except OSError as error:
+        return str(error.strerror or error)
 
 
 def _why_not(error: OSError, where: str, host: str) -> str:

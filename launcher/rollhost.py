@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from gradacc_dist.errors import ConfigError, GradaccError, PeerLostError
-from launcher.findings import Nodes, findings
+from launcher.findings import Nodes, Unreached, findings
 from launcher.place import Place
 from launcher.report import Report, is_own, own_addresses
 from launcher.rollmessages import HELLO, PROGRESS_SECONDS, Hello, Meeting, Say, Word, line_of
@@ -28,13 +28,17 @@ MAX_LINE_BYTES = 2**22
 def hold(place: Place, hello: Hello, seconds: float, say: Say) -> Meeting:
     """Wait for all nodes, compare them, and tell all what was found."""
     _look_at_address(place, hello.report, say)
-    with _listening(place.port) as listener, selectors.DefaultSelector() as selector:
-        host = _Host(place, hello, selector, listener, say)
+    with (
+        _listening(place.port) as listener,
+        _listening(0) as door,
+        selectors.DefaultSelector() as selector,
+    ):
+        host = _Host(place, hello, selector, listener, door, say)
         try:
             host.gather(seconds)
             meeting = host.compare()
         except GradaccError as error:
-            host.part_with(Word("ended", str(error), error.exit_code))
+            host.part_with(Word("ended", str(error), exit_code=error.exit_code))
             raise
         # Before the word: from then on, who comes to this port means the ranks.
         host.stop_listening()
@@ -52,6 +56,13 @@ class _Visitor:
     hello: Hello | None = None
     asked_at: float = 0.0
     clock_seconds: float | None = None
+    unreached: str | None = None
+    """Why it did not reach a port of node 0 that the kernel chose; "" where it did."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it has told all that it was asked."""
+        return self.clock_seconds is not None and self.unreached is not None
 
 
 class _Host:
@@ -61,10 +72,13 @@ class _Host:
         hello: Hello,
         selector: selectors.BaseSelector,
         listener: socket.socket,
+        door: socket.socket,
         say: Say,
     ) -> None:
         self._place, self._hello, self._say = place, hello, say
         self._selector, self._listener = selector, listener
+        # Where others knock. Nobody opens: the kernel answers for it.
+        self._door_port = door.getsockname()[1]
         self._visitors: dict[socket.socket, _Visitor] = {}
         selector.register(listener, selectors.EVENT_READ)
 
@@ -88,12 +102,15 @@ class _Host:
     def compare(self) -> Meeting:
         """Of all nodes: what they say, and what is wrong with it."""
         reports, clocks = {self._hello.node: self._hello.report}, {self._hello.node: 0.0}
+        unreached = {}
         for node, visitor in sorted(self._present().items()):
             assert visitor.hello is not None
             assert visitor.clock_seconds is not None
             reports[node], clocks[node] = visitor.hello.report, visitor.clock_seconds
+            if visitor.unreached:
+                unreached[node] = Unreached(_own_side(visitor), visitor.unreached)
         names = {node: self._name(node, report) for node, report in reports.items()}
-        nodes = Nodes(reports, names, clocks)
+        nodes = Nodes(reports, names, clocks, unreached)
         return Meeting(tuple(findings(nodes)), nodes)
 
     def stop_listening(self) -> None:
@@ -120,7 +137,7 @@ class _Host:
         return {
             visitor.hello.node: visitor
             for visitor in self._visitors.values()
-            if visitor.hello is not None and visitor.clock_seconds is not None
+            if visitor.hello is not None and visitor.is_here
         }
 
     def _missing(self) -> list[int]:
@@ -176,12 +193,16 @@ class _Host:
             return
         arrived = time.time()
         try:
-            told = float(line)
+            answer = json.loads(line)
         except ValueError:
-            self._drop(visitor, "does not tell its clock")
-            return
-        # What it read half-way between the question and the answer.
-        visitor.clock_seconds = told - (visitor.asked_at + arrived) / 2
+            answer = None
+        if isinstance(answer, float):
+            # What it read half-way between the question and the answer.
+            visitor.clock_seconds = answer - (visitor.asked_at + arrived) / 2
+        elif isinstance(answer, str):
+            visitor.unreached = answer
+        else:
+            self._drop(visitor, "does not answer as a node does")
 
     def _welcome(self, visitor: _Visitor, line: bytes) -> None:
         try:
@@ -200,6 +221,8 @@ class _Host:
         visitor.hello = hello
         visitor.asked_at = time.time()
         self._send(visitor, Word("clock"))
+        if visitor.socket in self._visitors:
+            self._send(visitor, Word("knock", host=_own_side(visitor), port=self._door_port))
 
     def _refuse_other_version(self, visitor: _Visitor, line: bytes) -> None:
         with suppress(ValueError):
@@ -242,6 +265,11 @@ class _Host:
         if why:
             node = visitor.hello and self._place.describe(visitor.hello.node)
             self._say(f"{node} is gone again: it {why}" if node else f"{visitor.address} {why}")
+
+
+def _own_side(visitor: _Visitor) -> str:
+    """The address of this node by which the visitor came, whatever names and services it took."""
+    return str(visitor.socket.getsockname()[0])
 
 
 def _look_at_address(place: Place, report: Report, say: Say) -> None:

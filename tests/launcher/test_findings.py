@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from node_reports import GIB, HEALTHY, healthy, nodes_of
 
-from launcher.findings import SHARED_BYTES_PER_RANK, findings
+from launcher.findings import SHARED_BYTES_PER_RANK, Unreached, findings
 from launcher.gpus import Gpu
 from launcher.report import Disk
 
@@ -88,6 +88,20 @@ def test_a_clock_that_is_wrong_is_named_be_it_the_first():
     finding = only(findings(nodes_of(*reports, clocks=(0.0, 60.0, 60.0))))
     assert finding.node == "n1"
     assert finding.text == "its clock is 60.0 s behind the others'"
+
+
+def test_a_port_of_the_first_node_that_is_not_reached():
+    """An error where gloo listens at that address; who sends it elsewhere may know better."""
+
+    def from_second(address, **changes):
+        nodes = nodes_of(healthy("n1", **changes), healthy("n2"))
+        return only(findings(replace(nodes, unreached={1: Unreached(address, "timed out")})))
+
+    finding = from_second("10.0.0.1")
+    assert (finding.level, finding.node, finding.item) == ("error", "n2", "ports")
+    assert "does not reach n1 (10.0.0.1) at a port that the kernel chose: timed out" in finding.text
+    assert from_second("10.9.9.9").level == "warning"
+    assert from_second("10.0.0.1", gloo_interface="eth1").level == "warning"
 
 
 def test_a_disk_must_hold_a_checkpoint():

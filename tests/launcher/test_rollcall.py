@@ -136,14 +136,25 @@ def test_the_offset_of_a_clock_is_measured(nodes):
     with stranger(nodes.port) as guest, guest.makefile("rb") as words:
         guest.sendall(line_of(Hello(LAUNCH, 1, 2, 1, healthy("n2"))))
         assert json.loads(words.readline())["kind"] == "clock"
-        guest.sendall(line_of(time.time() - 3600))
-        kinds = [json.loads(words.readline())["kind"] for _ in range(2)]
-    assert kinds == ["progress", "go"]
+        guest.sendall(line_of(time.time() - 3600) + line_of(""))
+        kinds = [json.loads(words.readline())["kind"] for _ in range(3)]
+    assert kinds == ["knock", "progress", "go"]
     meeting = first.result(LIMIT_SECONDS)
     assert meeting.nodes.clock_seconds[1] == pytest.approx(-3600, abs=LIMIT_SECONDS)
     (finding,) = meeting.findings
     assert (finding.node, finding.level) == ("n2", "warning")
     assert "s behind the others'" in finding.text
+
+
+def test_a_node_that_reaches_one_port_only(nodes, monkeypatch):
+    monkeypatch.setattr(rollguest, "_knock", lambda host, port: f"{host} timed out")
+    guest = nodes.start(1, "n2")
+    meeting = nodes.start(0, "n1", gloo_address="127.0.0.1", gloo_interface="lo").result(60)
+    (finding,) = guest.result(LIMIT_SECONDS).findings
+    assert meeting.findings == (finding,)
+    assert (finding.level, finding.node, finding.item) == ("warning", "n2", "ports")
+    assert "does not reach n1 (127.0.0.1)" in finding.text
+    assert finding.text.endswith("127.0.0.1 timed out")
 
 
 def test_two_of_one_number_are_both_named(nodes):
@@ -215,7 +226,7 @@ def test_a_node_that_dies_while_waiting_is_missing_again_and_may_come_back(nodes
     with stranger(nodes.port) as guest, guest.makefile("rb") as words:
         guest.sendall(line_of(Hello(LAUNCH, 1, 3, 1, healthy("n2"))))
         words.readline()
-        guest.sendall(line_of(time.time()))
+        guest.sendall(line_of(time.time()) + line_of(""))
         nodes.heard("n1", "2 of 3 nodes here")
     nodes.heard("n1", "n2 is gone again: it hung up")
     nodes.heard("n1", "missing: n2, n3")
