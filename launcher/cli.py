@@ -98,6 +98,9 @@ def _parser() -> Parser:
         if name == "logs":
             command.add_argument("-f", "--follow", action="store_true", help="until the run ends")
 
+    doctor = add("doctor", "say what is wrong with the nodes", _doctor, takes_flags=True)
+    _add_request(doctor)
+
     init = add("init", "write a configuration to start from", _init)
     init.add_argument("folder", type=Path, metavar="DIR", help="folder that receives run.yaml")
 
@@ -113,6 +116,7 @@ def _add_request(command: Parser) -> None:
     add("--nodes", metavar="N | MIN:MAX", help="nodes; MIN:MAX for a run that shrinks and grows")
     add("--engine", metavar="NAME", help="single, ddp, fsdp2, zero0 to zero3, zero2_offload, ...")
     add("--cpu", action="store_true", help="CPU ranks, on a machine with GPUs too")
+    add("--join-seconds", type=_count, metavar="N", help="wait so long for other nodes (600)")
 
 
 def _add_submit(command: Parser) -> None:
@@ -152,7 +156,7 @@ def request_of(
 ) -> Request:
     """What was asked for, by the command line and else by the environment. Raises ConfigError."""
     from launcher.place import nodes_of, ranks_of
-    from launcher.request import ENGINES, Nodes, Request
+    from launcher.request import ENGINES, JOIN_SECONDS, Nodes, Request
 
     if asked.engine is not None and asked.engine not in ENGINES:
         legal = ", ".join(sorted(ENGINES))
@@ -164,6 +168,7 @@ def request_of(
         nodes=nodes_of(environ) if asked.nodes is None else Nodes.parse(asked.nodes),
         engine=asked.engine,
         cpu=asked.cpu,
+        join_seconds=asked.join_seconds or JOIN_SECONDS,
     )
 
 
@@ -196,8 +201,7 @@ def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
 
 
 def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
-    from launcher.launches import LaunchFolder
-    from launcher.running import ATTEMPT
+    from launcher.launches import ATTEMPT, LaunchFolder
     from launcher.slurm_after import after
 
     attempt, job_id = int(os.environ[ATTEMPT]), os.environ["SLURM_JOB_ID"]
@@ -237,6 +241,12 @@ def _stop(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
     from launcher.watching import stop
 
     print(stop(asked.run))
+
+
+def _doctor(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
+    from launcher.doctor import examine
+
+    return examine(request_of(asked, flags), os.environ)
 
 
 def _init(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradacc_dist.checkpoint.launch import LAUNCH_ID
+from gradacc_dist.exits import LAUNCH_ID
+from launcher.launches import KIND
 from launcher.place import DEFAULT_PORT, NAMES
 from launcher.pod import CONFIG_FILE, Object, Pod, failure_policy, variable, variable_of_pod
-from launcher.running import KIND
 
 # As often as Kubernetes itself would try again. A run that gets no further ends itself sooner.
 RESTARTS = 6

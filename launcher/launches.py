@@ -25,6 +25,10 @@ from pydantic import TypeAdapter, ValidationError
 from gradacc_dist.errors import ConfigError, DiskError
 
 LAUNCHES = "launches"
+ATTEMPT = "GRADACC_ATTEMPT"
+"""Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
+KIND = "GRADACC_LAUNCHED_BY"
+"""Variable: `local`, `slurm` or `kubernetes`. The first two note the launch themselves."""
 Kind = Literal["foreground", "local", "slurm", "kubernetes"]
 
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradacc_dist.checkpoint.launch import LAUNCH_ID
 from gradacc_dist.errors import ConfigError
-from gradacc_dist.exits import EXITS
+from gradacc_dist.exits import EXITS, LAUNCH_ID
 from launcher.machine import Machine
 from launcher.place import Place
 from launcher.request import SHIPPED, Request

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
-from gradacc_dist.checkpoint.launch import LAUNCH_ID
 from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.errors import ConfigError
-from gradacc_dist.exits import read_exits
-from launcher.launches import Kind, Launch, LaunchFolder, Outcome, began, new_id
+from gradacc_dist.exits import LAUNCH_ID
+from launcher.launches import ATTEMPT, KIND, Kind, Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of, places_of
-from launcher.plan import Command, Layout, layout_of, plan
+from launcher.plan import Layout, layout_of, plan
+from launcher.ranks import supervised
+from launcher.report import report
 from launcher.request import Nodes, Request
-from launcher.verdict import Verdict, verdict
-
-ATTEMPT = "GRADACC_ATTEMPT"
-"""Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
-
-KIND = "GRADACC_LAUNCHED_BY"
-"""Variable: `local`, `slurm` or `kubernetes`. The first two note the launch themselves."""
+from launcher.rollcall import may_be_asked_to_leave, name_of_launch, roll_call
+from launcher.rollmessages import Meeting
 
 
 def run(request: Request, environ: Mapping[str, str]) -> int:
@@ -50,9 +42,14 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
     speaks = place.rank in (0, None)
     if by in (None, "", "kubernetes") and speaks and folder.read_launch() is None:
         _note(folder, launch_id, "kubernetes" if by else "foreground", request)
-    result = _supervised(command, exits)
+    if request.nodes.maximum > 1 and not request.nodes.is_elastic:
+        meeting = meet(request, place, layout, resolved, environ)
+        if place.is_first:
+            meeting.tell_warnings(say)
+        meeting.refuse_errors()
+    result = supervised(command, exits)
     if result.cause:
-        _say(f"{result.cause} [exit code {result.exit_code}]")
+        say(f"{result.cause} [exit code {result.exit_code}]")
     if speaks:
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
@@ -93,6 +90,19 @@ def checked(request: Request, layout: Layout, environ: Mapping[str, str]) -> Res
     return load(request.config, request.run_flags, seen)
 
 
+def meet(
+    request: Request,
+    place: Place,
+    layout: Layout,
+    resolved: Resolved,
+    environ: Mapping[str, str],
+) -> Meeting:
+    """The roll call of all nodes. Raises as `roll_call` does."""
+    mine, launch = report(resolved, layout, environ), name_of_launch(environ)
+    with may_be_asked_to_leave():
+        return roll_call(place, request.nodes.minimum, launch, mine, request.join_seconds, say)
+
+
 def _new_id(request: Request) -> str:
     if request.nodes.is_elastic:
         raise ConfigError(
@@ -109,7 +119,8 @@ def check(request: Request, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Where a launcher says things."""
     print(f"gradacc: {text}", file=sys.stderr, flush=True)
 
 
@@ -117,7 +128,7 @@ def _announce(request: Request, machine: Machine, place: Place, layout: Layout) 
     number = "one" if place.rank is None else str(place.rank)
     is_alone = request.nodes == Nodes()
     where = machine.host if is_alone else f"{machine.host}, node {number} of {request.nodes}"
-    _say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
+    say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
 
 
 def _note(folder: LaunchFolder, launch_id: str, kind: Kind, request: Request) -> None:
@@ -133,63 +144,3 @@ def _note(folder: LaunchFolder, launch_id: str, kind: Kind, request: Request) ->
             pid_began=began(os.getpid()),
         )
     )
-
-
-def _supervised(command: Command, exits: Path) -> Verdict:
-    """Run `command` to its end, whoever asks it to leave meanwhile."""
-    began_at = time.time()
-    with _Forwarding(exits) as forwarding:
-        child = subprocess.Popen(command.argv, env={**os.environ, **command.environ})
-        forwarding.to(child)
-        status = child.wait()
-    noted = read_exits(exits)
-    here = socket.gethostname()
-    is_new = any(each.host == here and each.began >= began_at for each in noted)
-    return verdict(status, noted if is_new else [], forwarding.was_asked_to_leave)
-
-
-class _Forwarding:
-    """Passes SIGTERM and SIGUSR1 on to the ranks, which agree among themselves on what to do.
-
-    To the ranks and not to their launcher, which would end them after its own time. Before a rank
-    has begun there is only the launcher to tell. Ctrl-C reaches all by the terminal; this process
-    waits for them.
-    """
-
-    def __init__(self, exits: Path) -> None:
-        self._exits = exits
-        self._child: subprocess.Popen[bytes] | None = None
-        self.was_asked_to_leave = False
-
-    def __enter__(self) -> _Forwarding:
-        self._before = {
-            signal.SIGTERM: signal.signal(signal.SIGTERM, self._forward),
-            signal.SIGUSR1: signal.signal(signal.SIGUSR1, self._forward),
-            signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        }
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def to(self, child: subprocess.Popen[bytes]) -> None:
-        """From here on there is somebody to tell."""
-        self._child = child
-        if self.was_asked_to_leave:
-            child.terminate()
-
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        leaves = number == signal.SIGTERM
-        self.was_asked_to_leave |= leaves
-        here = socket.gethostname()
-        ranks = [
-            each.pid
-            for each in read_exits(self._exits)
-            if each.host == here and each.ended is None and began(each.pid) is not None
-        ]
-        if not ranks and self._child is not None and leaves:
-            ranks = [self._child.pid]
-        for pid in ranks:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)

@@ -30,7 +30,7 @@ LAYERS = [
     ["records"],
     ["training", "validation", "exporting"],
     ["cli"],
-    ["train", "validate", "export"],
+    ["train", "validate", "export", "bandwidth"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

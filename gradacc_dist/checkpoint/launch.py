@@ -15,8 +15,8 @@ from pathlib import Path
 
 from gradacc_dist.checkpoint.disk import replace_text
 from gradacc_dist.errors import DiskError
+from gradacc_dist.exits import LAUNCH_ID
 
-LAUNCH_ID = "GRADACC_LAUNCH_ID"
 LAUNCH = ".launch"
 """The file in a run's output folder."""
 

@@ -3,8 +3,9 @@
 import pytest
 from checkpoint.test_beginning import begin, dumped, leave, steps
 
-from gradacc_dist.checkpoint.launch import LAUNCH, LAUNCH_ID, launch_id
+from gradacc_dist.checkpoint.launch import LAUNCH, launch_id
 from gradacc_dist.errors import ConfigError
+from gradacc_dist.exits import LAUNCH_ID
 
 
 def test_the_launcher_names_the_launch():

@@ -5,8 +5,7 @@ import sys
 import pytest
 
 from launcher.cli import main
-from launcher.launches import Launch, LaunchFolder, Outcome, newest
-from launcher.running import KIND
+from launcher.launches import KIND, Launch, LaunchFolder, Outcome, newest
 from launcher.watching import state_of
 
 

@@ -22,6 +22,7 @@ from launcher.launches import Launch, LaunchFolder, Outcome, began, newest
 from launcher.request import Request
 
 HERE = socket.gethostname()
+LATER = time.time() + 3600
 
 
 def record(step: int) -> TrainRecord:
@@ -108,10 +109,10 @@ def test_a_run_that_has_just_been_started_has_no_figures(tmp_path):
         ({"pid": "dead"}, None, None, "ended without a word", False),
         # Another process with the number of one that ended.
         ({"pid_began": 1}, None, None, "ended without a word", False),
-        ({"pid": "dead"}, Outcome(0, "", time.time() + 1), None, "finished", False),
+        ({"pid": "dead"}, Outcome(0, "", LATER), None, "finished", False),
         (
             {"pid": "dead"},
-            Outcome(11, "bad row", time.time() + 1),
+            Outcome(11, "bad row", LATER),
             None,
             "ended with exit code 11",
             False,
@@ -121,14 +122,14 @@ def test_a_run_that_has_just_been_started_has_no_figures(tmp_path):
         # Started again: the outcome is that of the try before.
         (
             {"job_id": "7", "kind": "slurm"},
-            Outcome(23, "", time.time() + 1),
+            Outcome(23, "", LATER),
             "RUNNING (n1)",
             "RUNNING",
             True,
         ),
         (
             {"job_id": "7", "kind": "slurm"},
-            Outcome(24, "", time.time() + 1),
+            Outcome(24, "", LATER),
             None,
             "exit code 24",
             False,
