@@ -29,6 +29,8 @@ class Exit:
     """One rank's process. `began` and `ended` are seconds since the epoch, by its host's clock."""
 
     rank: int
+    ranks: int
+    """Of the whole run, when this one began."""
     host: str
     pid: int
     began: float
@@ -57,8 +59,13 @@ def noted(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     if not folder:
         yield
         return
-    rank = int(environ.get("RANK", "0"))
-    this = Exit(rank=rank, host=socket.gethostname(), pid=os.getpid(), began=time.time())
+    this = Exit(
+        rank=int(environ.get("RANK", "0")),
+        ranks=int(environ.get("WORLD_SIZE", "1")),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        began=time.time(),
+    )
     path = Path(folder) / f"{this.host}-{this.pid}.json"
     _write(path, this)
     try:

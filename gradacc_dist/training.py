@@ -18,6 +18,7 @@ from gradacc_dist.agreement import agree_on_run
 from gradacc_dist.checkpoint.beginning import Beginning, find_beginning
 from gradacc_dist.checkpoint.export import continuation, save_model
 from gradacc_dist.checkpoint.folder import held
+from gradacc_dist.checkpoint.launch import launch_id
 from gradacc_dist.checkpoint.lock import Owner
 from gradacc_dist.checkpoint.preflight import require_room, require_shared_folder
 from gradacc_dist.checkpoint.sameness import Identity
@@ -70,7 +71,7 @@ def train(resolved: Resolved, signals: Signals) -> None:
         num_steps = count_steps(config, order)
         with held(config.run.folder, world) as died:
             run = Identity(identity(config), *data.hashes, num_steps)
-            beginning = find_beginning(config, run, order, dump(resolved), world)
+            beginning = find_beginning(config, run, order, dump(resolved), launch_id(), world)
             if beginning.is_finished(config):
                 say_finished(beginning, world)
                 return
@@ -80,8 +81,10 @@ def train(resolved: Resolved, signals: Signals) -> None:
             describe = partial(run_state, config, data, engine, num_steps, started, world)
             with Observer(config, num_steps, started, enabled=world.is_main) as observer:
                 rows = start_rows(config, data.train, num_steps, engine, world)
-                observer.start({**rows, **beginning.rows()}, notes_on(beginning, died))
-                saver = Saver(config, engine, describe, signals, observer.note, world)
+                with world.main_alone():
+                    observer.start({**rows, **beginning.rows()}, notes_on(beginning, died))
+                note, failure = observer.note, observer.failure
+                saver = Saver(config, engine, describe, signals, note, failure, world)
                 with saver:
                     train_windows(config, data, order, beginning, engine, observer, saver, world)
                 is_complete = last_step(config, num_steps) == num_steps

@@ -92,6 +92,7 @@ class World:
         exit_code = error.exit_code if error else 0
         codes = self.share_row([float(exit_code)]).wait()
         if error is not None:
+            error.same_on_all_ranks = True  # the others are just about to end, too
             raise error
         if codes.any():
             failed = GradaccError("rank 0 failed; see its message", same_on_all_ranks=True)

@@ -122,7 +122,7 @@ def newest(output: Path) -> tuple[LaunchFolder, Launch]:
     folders = [LaunchFolder(path.parent) for path in (output / LAUNCHES).glob("*/launch.json")]
     noted = [(folder, launch) for folder in folders if (launch := folder.read_launch())]
     if noted:
-        return max(noted, key=lambda each: each[1].started)
+        return max(noted, key=lambda each: (each[1].started, each[1].id))
     raise ConfigError(
         f"{output} has no launch of gradacc in it; name the run.output_dir of a run that "
         "`gradacc train` or `gradacc submit` started"
@@ -144,7 +144,7 @@ def began(pid: int) -> int | None:
 
 def is_alive(launch: Launch) -> bool:
     """Whether the launch's process runs, on this host."""
-    return launch.pid is not None and began(launch.pid) == launch.pid_began
+    return launch.is_here and launch.pid is not None and began(launch.pid) == launch.pid_began
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

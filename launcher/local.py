@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
 from gradacc_dist.errors import ConfigError, DiskError
 from launcher.launches import Launch, LaunchFolder, began, is_alive, new_id, newest
-from launcher.plan import LAUNCH_ID
 from launcher.request import Request
 from launcher.running import KIND
 
@@ -68,7 +68,7 @@ def _require_alone(output: Path) -> None:
         _, launch = newest(output)
     except ConfigError:
         return
-    if launch.is_here and is_alive(launch):
+    if is_alive(launch):
         raise ConfigError(
             f"{output} has a run going on: process {launch.pid} (launch {launch.id}); watch it "
             f"with gradacc status {output}, end it with gradacc stop {output}, or choose another "

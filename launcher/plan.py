@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import EXITS
 from launcher.machine import Machine
 from launcher.place import Place
 from launcher.request import SHIPPED, Request
-
-LAUNCH_ID = "GRADACC_LAUNCH_ID"
-"""Variable: which launch a process belongs to; the same when a scheduler starts it once more."""
 
 # torchrun would kill ranks 30 s after SIGTERM; how long a save may take is the scheduler's to say.
 SHUTDOWN_SECONDS = 3600

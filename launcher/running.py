@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
 from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
@@ -21,8 +22,8 @@ from gradacc_dist.exits import read_exits
 from launcher.launches import Kind, Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of, places_of
-from launcher.plan import LAUNCH_ID, Command, Layout, layout_of, plan
-from launcher.request import Request
+from launcher.plan import Command, Layout, layout_of, plan
+from launcher.request import Nodes, Request
 from launcher.verdict import Verdict, verdict
 
 ATTEMPT = "GRADACC_ATTEMPT"
@@ -42,13 +43,14 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
     resolved = checked(request, layout, environ)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
     folder = LaunchFolder.of(_output(resolved), launch_id)
-    attempt = environ.get(ATTEMPT) or f"{machine.host}-{new_id()}"
-    exits = folder.exits / attempt
+    exits = folder.exits / environ.get(ATTEMPT, "1")
     command = plan(request, machine, place, launch_id, exits)
     _announce(request, machine, place, layout)
     by = environ.get(KIND)
-    if by in (None, "", "kubernetes") and place.rank in (0, None):
-        _note(folder, launch_id, "kubernetes" if by else "foreground", request)
+    if place.rank in (0, None) and by == "kubernetes":
+        _note(folder, launch_id, "kubernetes", request)  # each try anew: it has another pod
+    elif place.rank in (0, None) and not by and folder.read_launch() is None:
+        _note(folder, launch_id, "foreground", request)
     result = _supervised(command, exits)
     if result.cause:
         _say(f"{result.cause} [exit code {result.exit_code}]")
@@ -66,13 +68,13 @@ def show(request: Request, environ: Mapping[str, str]) -> int:
     resolved = checked(request, layout_of(request, machine), environ)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
     folder = LaunchFolder.of(_output(resolved), launch_id)
-    attempt = environ.get(ATTEMPT) or new_id()
+    exits = folder.exits / environ.get(ATTEMPT, "1")
     for place in places:
         if len(places) > 1:
             print(
                 f"# on {place.describe(place.rank or 0)}, with {machine.num_gpus} GPU(s) as here:"
             )
-        print(plan(request, machine, place, launch_id, folder.exits / attempt))
+        print(plan(request, machine, place, launch_id, exits))
     return 0
 
 
@@ -114,7 +116,9 @@ def _say(text: str) -> None:
 
 
 def _announce(request: Request, machine: Machine, place: Place, layout: Layout) -> None:
-    where = f"node {place.rank} of {request.nodes}" if request.nodes.maximum > 1 else machine.host
+    number = "one" if place.rank is None else str(place.rank)
+    is_alone = request.nodes == Nodes()
+    where = machine.host if is_alone else f"{machine.host}, node {number} of {request.nodes}"
     _say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
 
 
@@ -135,11 +139,15 @@ def _note(folder: LaunchFolder, launch_id: str, kind: Kind, request: Request) ->
 
 def _supervised(command: Command, exits: Path) -> Verdict:
     """Run `command` to its end, whoever asks it to leave meanwhile."""
+    began_at = time.time()
     with _Forwarding(exits) as forwarding:
         child = subprocess.Popen(command.argv, env={**os.environ, **command.environ})
         forwarding.to(child)
         status = child.wait()
-    return verdict(status, read_exits(exits), forwarding.was_asked_to_leave)
+    noted = read_exits(exits)
+    here = socket.gethostname()
+    is_new = any(each.host == here and each.began >= began_at for each in noted)
+    return verdict(status, noted if is_new else [], forwarding.was_asked_to_leave)
 
 
 class _Forwarding:

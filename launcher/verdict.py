@@ -53,11 +53,10 @@ def verdict(status: int, exits: Sequence[Exit], asked_to_leave: bool) -> Verdict
 
 
 def _last_of_each_rank(exits: Sequence[Exit]) -> list[Exit]:
-    """Without the earlier tries of ranks that were started again."""
-    last: dict[tuple[str, int], Exit] = {}
-    for each in sorted(exits, key=lambda each: each.began):
-        last[each.host, each.rank] = each
-    return list(last.values())
+    """Without the earlier tries of ranks that were started again, be it fewer than before."""
+    last = {each.rank: each for each in sorted(exits, key=lambda each: each.began)}
+    newest = max(last.values(), key=lambda each: each.began, default=None)
+    return [each for each in last.values() if newest and each.rank < newest.ranks]
 
 
 def _spokesman(failed: Sequence[Exit]) -> Exit:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gradacc_dist.export import main as export_main
 
 pytestmark = pytest.mark.cluster
+ANEW = ("--run.overwrite", "true")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def whole(config) -> Path:
 def killed(config) -> Path:
     """A run killed after step 7, in mid-epoch 2, with half a line more in its ledger."""
     output = config.parent / "killed"
-    done = start(config, output, KILL_AT=7)
+    done = start(config, output, *ANEW, KILL_AT=7, GRADACC_LAUNCH_ID=1)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with (output / "ledger.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
@@ -44,12 +45,14 @@ def killed(config) -> Path:
 
 
 def test_b1_a_killed_run_goes_on_bitwise(config, whole, killed):
-    """B1: ledger (but for times), weights and optimizer state, bit for bit."""
+    """B1: ledger (but for times), weights and optimizer state, bit for bit. The launch that began
+    it repeats its command, which said to begin anew."""
     output = copied(killed, "again")
-    done = start(config, output)
+    done = start(config, output, *ANEW, GRADACC_LAUNCH_ID=1)
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     assert "which ended without letting go of it" in printed
+    assert "launch 1 is started again: run.overwrite: true" in printed
     assert "2 line(s) after step 6 are cut off" in printed
     assert f"step 6 of {STEPS}, from" in printed
     assert "saved under single on 1 rank(s)" in printed

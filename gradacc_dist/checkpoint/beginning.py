@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gradacc_dist.checkpoint.folder import RunFolder
 from gradacc_dist.checkpoint.history import History
+from gradacc_dist.checkpoint.launch import began, remember
 from gradacc_dist.checkpoint.restore import (
     candidates_at,
     find_together,
@@ -106,15 +107,17 @@ def find_beginning(
     identity: Identity,
     order: Order | StreamOrder,
     resolved_text: str,
+    launch: str | None,
     world: World,
 ) -> Beginning:
     """Where the run begins, with its output folder made ready for it. Collective.
 
-    The folder is held. Nothing in it changes before it is known that the run may go on. Raises, on
-    every rank, ConfigError where the run is another or an earlier one is in the way, and
-    CheckpointError, DiskError.
+    The folder is held. Nothing in it changes before it is known that the run may go on. `launch`:
+    what this start belongs to, read on rank 0. Raises, on every rank, ConfigError where the run is
+    another or an earlier one is in the way, and CheckpointError, DiskError.
     """
     folder = RunFolder(config.run.folder)
+    config, carried_out = _without_what_is_done(config, folder, launch, world)
     found = Beginning(identity.num_steps)
     passed_over: list[str] = []
     if config.run.resume != "never" and not config.run.overwrite:
@@ -123,15 +126,40 @@ def find_beginning(
             state = run_state(checkpoint)
             changed = allowed_changes(config, identity, state, checkpoint.folder)
             found = replace(found, checkpoint=checkpoint, state=state, changed=tuple(changed))
-    notes = [f"passed over a damaged checkpoint: {why}" for why in passed_over]
+    notes = [*carried_out, *(f"passed over a damaged checkpoint: {why}" for why in passed_over)]
 
     def prepare() -> Beginning:
         ready = _prepared(found, folder, config, order)
+        if config.run.resume != "auto" or found.checkpoint is None:
+            remember(folder.path, launch)
         if not ready.is_finished(config):
             folder.write_resolved(resolved_text)
         return replace(ready, notes=(*notes, *ready.notes))
 
     return _by_main(prepare, found, world)
+
+
+def _without_what_is_done(
+    config: Config, folder: RunFolder, launch: str | None, world: World
+) -> tuple[Config, list[str]]:
+    """`config` as it reads once an earlier start of this very launch has begun the run, and what
+    there is to say of it. Collective.
+    """
+    is_begun = has_own = False
+    with world.main_alone():
+        if world.is_main and began(folder.path, launch):
+            is_begun, has_own = True, bool(folder.store.candidates())
+    is_begun, has_own = json.loads(world.share_text(json.dumps([is_begun, has_own]))[0])
+    asked = config.run
+    if not is_begun or (asked.resume == "auto" and not asked.overwrite):
+        return config, []
+    # Begun from elsewhere, and ended before its own first checkpoint, it begins from there again.
+    is_path = asked.resume not in ("auto", "never")
+    resume = asked.resume if is_path and not has_own else "auto"
+    orders = f"run.overwrite: {str(asked.overwrite).lower()}, run.resume: {asked.resume}"
+    note = f"launch {launch} is started again: {orders} were carried out at its first start"
+    as_begun = asked.model_copy(update={"overwrite": False, "resume": resume})
+    return config.model_copy(update={"run": as_begun}), [note]
 
 
 def _candidates(config: Config, folder: RunFolder) -> list[tuple[int | None, Path]]:

@@ -113,7 +113,7 @@ class RunFolder:
         newer = [folder for step, folder in self.store.candidates() if step > after_step]
         if not newer or config.run.resume == "auto":
             return []
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         aside = self.store.folder / f"abandoned-after-{after_step:08d}-{now}"
         with DiskError.naming(aside):
             aside.mkdir()

@@ -1,4 +1,4 @@
-"""What ranks tell each other of checkpoints at the end of each window: three numbers a rank."""
+"""What ranks tell each other at the end of each window, beside its loss: four numbers a rank."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class News:
-    """Of one rank. `is_time`: by its own clock; rank 0's counts."""
+    """Of one rank. `is_time`: by its own clock; rank 0's counts. `has_failed`: it cannot write what
+    the run leaves beside checkpoints, and must end.
+    """
 
     asked: Asked
     is_time: bool
     status: Status
+    has_failed: bool
 
     def row(self) -> list[float]:
         """As it travels."""
-        return [float(self.asked), float(self.is_time), float(self.status)]
+        return [float(self.asked), self.is_time, float(self.status), self.has_failed]
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ class Told:
 
     @classmethod
     def by(cls, rows: Tensor) -> Told:
-        """`rows`: (ranks, 3), as every rank filled in its own."""
-        return cls([News(Asked(int(a)), bool(t), Status(int(s))) for a, t, s in rows.tolist()])
+        """`rows`: (ranks, 4), as every rank filled in its own."""
+        return cls(
+            [News(Asked(int(a)), bool(t), Status(int(s)), bool(f)) for a, t, s, f in rows.tolist()]
+        )
 
     @property
     def statuses(self) -> list[Status]:
@@ -53,6 +58,11 @@ class Told:
     def asks_for_save(self) -> bool:
         """Some rank had a signal, or it is time."""
         return self.news[0].is_time or any(news.asked for news in self.news)
+
+    @property
+    def is_failure(self) -> bool:
+        """Some rank, and with it the run, must end."""
+        return any(news.has_failed for news in self.news)
 
     @property
     def asked_to_leave(self) -> list[int]:

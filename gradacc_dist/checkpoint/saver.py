@@ -38,7 +38,8 @@ Describe = Callable[[Window, int], RunState]
 class Saver:
     """Context manager around the loop; leaving it in order, nothing is under way.
 
-    `note` shows a line to people.
+    `note` shows a line to people. `failure`: why this rank cannot write what the run leaves beside
+    checkpoints; None while it can.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Saver:
         describe: Describe,
         signals: Signals,
         note: Callable[[str], None],
+        failure: Callable[[], DiskError | None],
         world: World,
     ) -> None:
         self.newest: Path | None = None
@@ -64,6 +66,7 @@ class Saver:
         self._describe = describe
         self._signals = signals
         self._note = note
+        self._failure = failure
         self._world = world
         self._snapshot = Snapshot(world.rank, world.ranks, world.device)
         self._save: Save | None = None
@@ -86,11 +89,17 @@ class Saver:
     def news(self) -> list[float]:
         """What this rank tells the others at the end of a window."""
         status = self._save.status() if self._save is not None else Status.READY
-        return News(self._signals.take(), self._is_time(), status).row()
+        has_failed = self._failure() is not None
+        return News(self._signals.take(), self._is_time(), status, has_failed).row()
 
     def before_first_step(self) -> None:
-        """Leave at once where a rank was asked to. Collective. Raises PreemptedError."""
+        """Leave at once where a rank was asked to, or must. Collective.
+
+        Raises PreemptedError or DiskError.
+        """
         told = Told.by(self._world.share_row(self.news()).wait())
+        if told.is_failure:
+            self._end()
         if told.asked_to_leave:
             raise PreemptedError(
                 f"{self._who(told)} before the first step: there is nothing new to save; start "
@@ -101,11 +110,13 @@ class Saver:
     def after_step(self, window: Window, num_updates: int, news: Tensor, *, is_last: bool) -> None:
         """Carry on with the save under way, and begin one if it is due. Collective.
 
-        `news`: (ranks, 3), what every rank told at the end of `window`. A checkpoint of the last
-        step, or of one after which the run leaves, is waited for. Raises DiskError where the policy
-        is to stop, and PreemptedError, both on every rank.
+        `news`: (ranks, 4), what every rank told at the end of `window`. A checkpoint of the last
+        step, or of one after which the run leaves, is waited for. Raises PreemptedError, and
+        DiskError where the policy is to stop or the ledger cannot be written, on every rank.
         """
         told = Told.by(news)
+        if told.is_failure:
+            self._end()
         if self._save is not None:
             self._advance(self._save, told.statuses)
         if is_last or told.asks_for_save or self._is_due(window.step):
@@ -128,8 +139,12 @@ class Saver:
         """Copy the state, for which training waits, and let it be written. Collective."""
         self._finish()  # one at a time: the memory is that of the one before
         self._last_begun, begun = time.monotonic(), time.perf_counter()
+        state = None
+        with self._world.main_alone():
+            if self._world.is_main:
+                self._raise_failure()  # no checkpoint vouches for a ledger that lacks a line
+                state = self._describe(window, num_updates)
         self._snapshot.take(self._engine.state())
-        state = self._describe(window, num_updates) if self._world.is_main else None
         self._save = Save(window.step, self._snapshot, state, self._place, self._world)
         self._save.waited_seconds = time.perf_counter() - begun
 
@@ -161,6 +176,15 @@ class Saver:
             if self._world.is_main:
                 for line in save.summary():
                     self._note(line)
+
+    def _end(self) -> None:
+        """Collective. Raises DiskError on rank 0, and what has its exit code on the others."""
+        with self._world.main_alone():
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if (failure := self._failure()) is not None:
+            raise failure
 
     def _farewell(self, told: Told, step: int) -> str:
         if self.newest == self._place.store.final(step):

@@ -16,8 +16,16 @@ from rich.console import Console
 from rich.text import Text
 
 from gradacc_dist.config.schema import Config
+from gradacc_dist.errors import DiskError
 from gradacc_dist.observe.figures import loss_figure
-from gradacc_dist.observe.ledger import LEDGER, EvalRecord, Ledger, TrainRecord, comparison_label
+from gradacc_dist.observe.ledger import (
+    LEDGER,
+    EvalRecord,
+    Ledger,
+    Record,
+    TrainRecord,
+    comparison_label,
+)
 from gradacc_dist.observe.progress import Progress
 from gradacc_dist.observe.tables import end_table, start_table
 from gradacc_dist.observe.tracker import Tracker
@@ -37,6 +45,7 @@ class Observer:
         self._folder = config.run.folder
         self._ledger_path = self._folder / LEDGER
         self._started = started
+        self._failure: DiskError | None = None
         self._tracker: Tracker | None = None
         self._open = ExitStack()
 
@@ -52,7 +61,11 @@ class Observer:
         self._open.__exit__(kind, error, traceback)
         if self._enabled and self._ledger_path.exists():
             # Of a run that stopped with an error too: that is when one wants to look.
-            loss_figure(self._ledger_path, self._folder / "loss.png", title=self._folder.name)
+            try:
+                loss_figure(self._ledger_path, self._folder / "loss.png", title=self._folder.name)
+            except DiskError:
+                if error is None:  # else the first cause is what counts
+                    raise
 
     def start(self, rows: Mapping[str, str], notes: Sequence[str] = ()) -> None:
         """Show `notes` and what is about to run, then the progress line."""
@@ -75,10 +88,17 @@ class Observer:
                     Tracker(config, self._ledger_path, self._progress.note)
                 )
 
+    def failure(self) -> DiskError | None:
+        """Why the ledger could not be written, if it could not.
+
+        Nothing raises it but `end`: the other ranks would wait for this one in their next window.
+        """
+        return self._failure
+
     def train(self, record: TrainRecord) -> None:
         """Record an optimizer step."""
         if self._enabled:
-            self._ledger.write(record)
+            self._write(record)
             self._progress.step(record)
             if self._tracker:
                 self._tracker.poll()
@@ -86,7 +106,7 @@ class Observer:
     def evaluation(self, record: EvalRecord) -> None:
         """Record an evaluation."""
         if self._enabled:
-            self._ledger.write(record)
+            self._write(record)
             self._progress.evaluation(record)
 
     def note(self, text: str) -> None:
@@ -104,7 +124,12 @@ class Observer:
             self._console.print(Text(text), soft_wrap=True)
 
     def end(self, checkpoint: Path | None = None) -> None:
-        """Close the ledger and show what the run did. `checkpoint`: the newest."""
+        """Close the ledger and show what the run did. `checkpoint`: the newest.
+
+        Raises DiskError where a line of the ledger is missing.
+        """
+        if self._failure is not None:
+            raise self._failure
         if self._enabled:
             self._open.close()
             outputs = {"output": f"{self._folder}/"}
@@ -114,6 +139,13 @@ class Observer:
                 outputs["wandb"] = self._tracker.where
             wall_seconds = time.perf_counter() - self._started
             self._console.print(end_table(self._ledger_path, outputs, wall_seconds))
+
+    def _write(self, record: Record) -> None:
+        if self._failure is None:  # no line after one that is missing
+            try:
+                self._ledger.write(record)
+            except DiskError as error:
+                self._failure = error
 
     def sample(self, prompt: str, written: str) -> None:
         """Show what the trained model writes."""

@@ -15,6 +15,8 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +102,25 @@ class Faults:
         require("Operation not permitted" not in said, f"tracing is not allowed: {said.strip()}")
         assert "attached" in said, said
         return Outcome(exit_code, self._message.read_text(), _calls(self._log.read_text()))
+
+
+@contextmanager
+def injected(pid: int, path: Path, fault: str) -> Iterator[None]:
+    """A fault, an injection of strace's, in what a running process does with `path`."""
+    require(shutil.which("strace") is not None, "strace is not installed")
+    command = ["strace", "-f", "-p", str(pid), "-P", str(path), "-o", os.devnull]
+    command += ["-e", f"trace={CALLS}", "-e", f"inject={fault}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr
+        said: list[str] = []
+        while not said or not ("attached" in said[-1] or "strace: attach" in said[-1]):
+            said.append(strace.stderr.readline())
+            assert said[-1], said
+        require("not permitted" not in said[-1], f"tracing is not allowed: {said[-1].strip()}")
+        try:
+            yield
+        finally:
+            strace.terminate()  # it lets go of the process
 
 
 def _calls(log: str) -> list[Call]:

@@ -83,7 +83,7 @@ def run(
     )
     ran, signals = Ran(), Signals()
     signals.defer()
-    saver = Saver(config, built, describe, signals, ran.notes.append, world)
+    saver = Saver(config, built, describe, signals, ran.notes.append, lambda: None, world)
     tokens = ListedTokens(case.examples())
     assembler = Assembler(tokens, built.module.objective, 1, world.rank, world.ranks, "test")
     fails = failing() if world.rank in failing_ranks else nullcontext()

@@ -48,6 +48,7 @@ def records(last: int):
 def leave(output: Path, *saves: int, last: int = 5) -> Path:
     """What a run that ended after step `last` leaves, with checkpoints after the steps `saves`."""
     output.mkdir(exist_ok=True)
+    (output / "ledger.jsonl").unlink(missing_ok=True)
     (output / "config.resolved.yaml").write_text(dumped(output))
     store = Store(output / "checkpoints")
     for step in saves:
@@ -76,11 +77,11 @@ def dumped(output: Path) -> str:
     return dump(Resolved(chosen, {leaf: "default" for leaf, _ in leaves(chosen)}))
 
 
-def begin(output: Path, num_steps: int = 8, **run) -> Beginning:
+def begin(output: Path, num_steps: int = 8, launch: str | None = None, **run) -> Beginning:
     chosen = config(output, **{"overwrite": False, **run})
     run_identity = Identity(identity(chosen), "a" * 64, None, num_steps)
     with held(output, WORLD):
-        return find_beginning(chosen, run_identity, ORDER, "resolved", WORLD)
+        return find_beginning(chosen, run_identity, ORDER, "resolved", launch, WORLD)
 
 
 def steps(output: Path) -> list[int]:

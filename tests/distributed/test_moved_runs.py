@@ -5,25 +5,15 @@ another micro-batch. What is compared is not what AdamW lets through: ids, denom
 norms, and at the end the optimizer's state by name.
 """
 
-import contextlib
-import io
 import json
-from pathlib import Path
-from unittest.mock import patch
 
 import pytest
-import yaml
 from distributed.cases import worst_error
-from launching import DEEPSPEED_FILES, ledger
+from distributed.legs import STEPS, leg, write_config
+from launching import ledger
 from safetensors.torch import load_file
-from test_train import write_rows
-
-from gradacc_dist.config.load import load
-from gradacc_dist.signals import Signals
-from gradacc_dist.training import train
 
 pytestmark = pytest.mark.cluster
-STEPS = 10
 # Engine, ranks, micro-batch, and the step after which it stops; an epoch has four windows.
 JOURNEYS = {
     "2, 1, 4, 2 ranks": [
@@ -50,22 +40,6 @@ JOURNEYS = {
 ROUNDING = 1e-5
 
 
-def leg(world, config, output, name, micro_batch, stop):
-    """One invocation. Returns what rank 0 printed. Collective."""
-    flags = ["--run.output_dir", output, "--micro_batch.examples", str(micro_batch)]
-    flags += ["--run.stop_after_steps", str(stop)] if stop < STEPS else []
-    if name.startswith("zero"):
-        flags += ["--engine.deepspeed", str(DEEPSPEED_FILES / f"{name}.json")]
-    else:
-        flags += ["--engine.name", name]
-    printed = io.StringIO()
-    environ = {"WORLD_SIZE": str(world.ranks)}
-    alone = patch("gradacc_dist.training.start", lambda *_: contextlib.nullcontext(world))
-    with alone, contextlib.redirect_stdout(printed):
-        train(load(Path(config), flags, environ), Signals())
-    return printed.getvalue()
-
-
 def saved(folder):
     """The tensors of the last checkpoint by name, and its state."""
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
@@ -77,26 +51,7 @@ def saved(folder):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("moved")
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    sizes = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, **heads}
-    settings = {
-        "run": {"seed": 5},
-        "model": {"tokenizer": "embedded", "config": sizes},
-        "data": {
-            "train": str(write_rows(folder / "train.jsonl", 41, seed=0)),
-            "evaluate": str(write_rows(folder / "held_out.jsonl", 5, seed=1)),
-            "max_length": 128,
-            "cache_dir": str(folder / "cache"),
-        },
-        "window": {"examples": 12},
-        "optimizer": {"learning_rate": 3e-3},
-        "schedule": {"steps": STEPS, "warmup_steps": 3},
-        "checkpoint": {"save_model": False, "every_minutes": None},
-        "track": {"sample_tokens": 0},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
-    return folder / "run.yaml"
+    return write_config(tmp_path_factory.mktemp("moved"))
 
 
 @pytest.fixture(scope="module")
