@@ -24,7 +24,7 @@ EXITS = "GRADACC_EXITS"
 """The variable that names the folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exit:
     """One rank's process. `began` and `ended` are seconds since the epoch, by its host's clock."""
 

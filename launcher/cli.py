@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in FORWARDED:
             return _forward(words[0], words[1:])
-        asked, flags = _parser().parse_known_args(words)
+        asked, flags = _parser().parse_known_args(_joined(words))
         if flags and not asked.takes_flags:
             raise ConfigError(f"gradacc {asked.command}: does not take {flags[0]}")
         return int(asked.act(asked, tuple(flags)) or 0)
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """With what `--sbatch` is given made part of its word: alone, it looks like an option."""
+    rest = iter(words)
+    return [f"--sbatch={next(rest, '')}" if word == "--sbatch" else word for word in rest]
 
 
 def _parser() -> Parser:
@@ -67,8 +74,14 @@ def _parser() -> Parser:
 
     submit = add("submit", "train in the background, or under SLURM", _submit, takes_flags=True)
     _add_request(submit)
-    where = submit.add_mutually_exclusive_group(required=True)
-    where.add_argument("--local", action="store_true", help="in the background of this machine")
+    _add_submit(submit)
+
+    # For batch scripts: without help it is not in the list of commands.
+    after = commands.add_parser("after-slurm", allow_abbrev=False)
+    after.set_defaults(act=_after_slurm, takes_flags=False)
+    after.add_argument("folder", type=Path)
+    after.add_argument("--status", type=int, required=True)
+    after.add_argument("--asked", action="store_true")
 
     manifest = add("manifest", "write a run as Kubernetes objects", _manifest, takes_flags=True)
     _add_request(manifest)
@@ -100,6 +113,19 @@ def _add_request(command: Parser) -> None:
     add("--nodes", metavar="N | MIN:MAX", help="nodes; MIN:MAX for a run that shrinks and grows")
     add("--engine", metavar="NAME", help="single, ddp, fsdp2, zero0 to zero3, zero2_offload, ...")
     add("--cpu", action="store_true", help="CPU ranks, on a machine with GPUs too")
+
+
+def _add_submit(command: Parser) -> None:
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("--local", action="store_true", help="in the background of this machine")
+    where.add_argument("--slurm", action="store_true", help="as a batch job; needs --ranks")
+    slurm = command.add_argument_group("with --slurm")
+    sentence = "options for sbatch, such as '--partition=large --time=1:00:00'; may be repeated"
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help=sentence)
+    sentence = "time to save, from SIGTERM to the job's end (default: 120)"
+    slurm.add_argument("--grace", type=_count, default=120, metavar="SECONDS", help=sentence)
+    sentence = "print the batch script and submit nothing"
+    slurm.add_argument("--dry-run", action="store_true", help=sentence)
 
 
 def _add_kubernetes(command: Parser) -> None:
@@ -151,13 +177,32 @@ def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 
 def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
-    from launcher import local
+    from launcher import local, slurm
     from launcher.running import output_of
 
     request = request_of(asked, flags)
-    output = output_of(request, os.environ)
-    local.submit(request, output)
-    print(f"training in the background; watch it with: gradacc status {output}")
+    if asked.slurm:
+        folder, script = slurm.prepare(request, asked.sbatch, asked.grace, os.environ)
+        if asked.dry_run:
+            print(script, end="")
+            return
+        where, output = f"SLURM job {slurm.submit(request, folder, script)}", folder.output
+    elif asked.sbatch or asked.dry_run:
+        raise ConfigError("--sbatch and --dry-run go with --slurm, not with --local")
+    else:
+        where, output = "training in the background", output_of(request, os.environ)
+        local.submit(request, output)
+    print(f"{where}; watch it with: gradacc status {shlex.quote(str(output))}")
+
+
+def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
+    from launcher.launches import LaunchFolder
+    from launcher.running import ATTEMPT
+    from launcher.slurm_after import after
+
+    attempt, job_id = int(os.environ[ATTEMPT]), os.environ["SLURM_JOB_ID"]
+    folder = LaunchFolder(asked.folder)
+    return after(folder, attempt, asked.status, asked=asked.asked, job_id=job_id)
 
 
 def _manifest(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:

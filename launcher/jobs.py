@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
+from gradacc_dist.checkpoint.launch import LAUNCH_ID
 from launcher.place import DEFAULT_PORT, NAMES
 from launcher.pod import CONFIG_FILE, Object, Pod, failure_policy, variable, variable_of_pod
 from launcher.running import KIND

@@ -5,6 +5,8 @@
                        log.txt         what it printed, where nobody looked on
                        exits/          how each rank ended
                        stop            a user asked it to end: nobody starts it again
+                       job.sh          what SLURM runs
+                       progress.json   what tells SLURM's restarts from a run that goes nowhere
 """
 
 from __future__ import annotations
@@ -69,6 +71,11 @@ class LaunchFolder:
     def of(cls, output: Path, launch_id: str) -> Self:
         """In the output folder of its run."""
         return cls(output / LAUNCHES / launch_id)
+
+    @property
+    def output(self) -> Path:
+        """The output folder of the run."""
+        return self.path.parent.parent
 
     @property
     def log(self) -> Path:

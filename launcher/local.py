@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
+from gradacc_dist.checkpoint.launch import LAUNCH_ID
 from gradacc_dist.errors import ConfigError, DiskError
 from launcher.launches import Launch, LaunchFolder, began, is_alive, new_id, newest
 from launcher.request import Request

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
+from gradacc_dist.checkpoint.launch import LAUNCH_ID
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import EXITS
 from launcher.machine import Machine

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
+from gradacc_dist.checkpoint.launch import LAUNCH_ID
 from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
@@ -47,14 +47,13 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
     command = plan(request, machine, place, launch_id, exits)
     _announce(request, machine, place, layout)
     by = environ.get(KIND)
-    if place.rank in (0, None) and by == "kubernetes":
-        _note(folder, launch_id, "kubernetes", request)  # each try anew: it has another pod
-    elif place.rank in (0, None) and not by and folder.read_launch() is None:
-        _note(folder, launch_id, "foreground", request)
+    speaks = place.rank in (0, None)
+    if by in (None, "", "kubernetes") and speaks and folder.read_launch() is None:
+        _note(folder, launch_id, "kubernetes" if by else "foreground", request)
     result = _supervised(command, exits)
     if result.cause:
         _say(f"{result.cause} [exit code {result.exit_code}]")
-    if place.rank in (0, None):
+    if speaks:
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
 
@@ -68,13 +67,12 @@ def show(request: Request, environ: Mapping[str, str]) -> int:
     resolved = checked(request, layout_of(request, machine), environ)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
     folder = LaunchFolder.of(_output(resolved), launch_id)
-    exits = folder.exits / environ.get(ATTEMPT, "1")
     for place in places:
         if len(places) > 1:
             print(
                 f"# on {place.describe(place.rank or 0)}, with {machine.num_gpus} GPU(s) as here:"
             )
-        print(plan(request, machine, place, launch_id, exits))
+        print(plan(request, machine, place, launch_id, folder.exits / environ.get(ATTEMPT, "1")))
     return 0
 
 

@@ -67,6 +67,8 @@ def state_of(folder: LaunchFolder, launch: Launch) -> State:
         how = "finished" if not outcome.exit_code else f"ended with exit code {outcome.exit_code}"
         cause = f": {outcome.cause}" if outcome.cause else ""
         return State(f"{how} {_ago(outcome.ended)}{cause}", goes_on=False)
+    if launch.job_id is not None and folder.stop.exists():
+        return State("stopped before it began", goes_on=False)
     if launch.kind == "kubernetes" or not launch.is_here:
         return State(UNKNOWN, goes_on=None)
     return State("ended without a word: killed, or its host went down", goes_on=False)

@@ -10,8 +10,8 @@ def rank(number: int, code: int | None, at: float | None = 10.0, **more) -> Exit
     """A rank's note; without a code it was killed."""
     ended = None if code is None else at
     pid, began = 100 + number, more.pop("began", 1.0)
-    ranks = more.pop("ranks", 4)
-    return Exit(number, ranks, "n1", pid, began, ended, exit_code=code, **more)
+    who = {"rank": number, "ranks": more.pop("ranks", 4), "host": more.pop("host", "n1")}
+    return Exit(**who, pid=pid, began=began, ended=ended, exit_code=code, **more)
 
 
 def ours(number: int, code: int, message: str, **more) -> Exit:
@@ -112,7 +112,13 @@ def test_of_a_rank_that_was_started_again_the_last_try_counts():
         assert verdict(1, order, asked_to_leave=False).exit_code == 11
 
 
-def test_ranks_that_a_smaller_try_did_not_start_again_do_not_count():
-    lost = rank(3, None, ranks=4, began=1.0)
-    exits = [lost, ours(0, 11, "bad row", ranks=2, began=5.0), rank(1, 0, ranks=2, began=5.0)]
-    assert verdict(1, exits, asked_to_leave=False).exit_code == 11
+def test_a_rank_that_began_again_elsewhere_is_the_one_that_counts():
+    """Elastic nodes: the host that had rank 0 is lost, and another has it now."""
+    exits = [rank(0, None, host="n1"), rank(0, 0, host="n2", began=5.0), theirs(1, "boom")]
+    assert verdict(1, exits, asked_to_leave=False).cause.startswith("rank 1 (host n1")
+
+
+def test_ranks_of_a_larger_layout_before_do_not_count():
+    exits = [rank(1, None, ranks=2), ours(0, 22, "loss is nan", ranks=1, began=5.0)]
+    assert verdict(1, exits, asked_to_leave=False).exit_code == 22
+    assert verdict(1, [exits[0], theirs(0, "boom", ranks=1, began=5.0)], False).exit_code == 1
