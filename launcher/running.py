@@ -48,8 +48,10 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
     _announce(request, machine, place, layout)
     by = environ.get(KIND)
     speaks = place.rank in (0, None)
-    if by in (None, "", "kubernetes") and speaks and folder.read_launch() is None:
-        _note(folder, launch_id, "kubernetes" if by else "foreground", request)
+    if speaks and by == "kubernetes":
+        _note(folder, launch_id, "kubernetes", request)  # each try anew: it has another pod
+    elif speaks and not by and folder.read_launch() is None:
+        _note(folder, launch_id, "foreground", request)
     result = _supervised(command, exits)
     if result.cause:
         _say(f"{result.cause} [exit code {result.exit_code}]")
