@@ -133,7 +133,7 @@ def newest(output: Path) -> tuple[LaunchFolder, Launch]:
     folders = [LaunchFolder(path.parent) for path in (output / LAUNCHES).glob("*/launch.json")]
     noted = [(folder, launch) for folder in folders if (launch := folder.read_launch())]
     if noted:
-        return max(noted, key=lambda each: each[1].started)
+        return max(noted, key=lambda each: (each[1].started, each[1].id))
     raise ConfigError(
         f"{output} has no launch of gradacc in it; name the run.output_dir of a run that "
         "`gradacc train` or `gradacc submit` started"

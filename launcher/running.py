@@ -40,8 +40,10 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
     _announce(request, machine, place, layout)
     by = environ.get(KIND)
     speaks = place.rank in (0, None)
-    if by in (None, "", "kubernetes") and speaks and folder.read_launch() is None:
-        _note(folder, launch_id, "kubernetes" if by else "foreground", request)
+    if speaks and by == "kubernetes":
+        _note(folder, launch_id, "kubernetes", request)  # each try anew: it has another pod
+    elif speaks and not by and folder.read_launch() is None:
+        _note(folder, launch_id, "foreground", request)
     if request.nodes.maximum > 1 and not request.nodes.is_elastic:
         meeting = meet(request, place, layout, resolved, environ)
         if place.is_first:

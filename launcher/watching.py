@@ -61,8 +61,9 @@ def state_of(folder: LaunchFolder, launch: Launch) -> State:
     elif is_alive(launch):
         leaving = " (asked to leave)" if folder.stop.exists() else ""
         return State(f"running{leaving}", goes_on=True)
-    # One that is older is of a try before: Kubernetes has started the launch again.
-    if outcome is not None and outcome.ended >= launch.started:
+    if launch.kind == "kubernetes" and outcome is not None and outcome.ended < launch.started:
+        outcome = None  # of the try before: this one has another pod
+    if outcome is not None:
         how = "finished" if not outcome.exit_code else f"ended with exit code {outcome.exit_code}"
         cause = f": {outcome.cause}" if outcome.cause else ""
         return State(f"{how} {_ago(outcome.ended)}{cause}", goes_on=False)

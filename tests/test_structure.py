@@ -37,7 +37,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHER_SOURCES = sorted(LAUNCHER.rglob("*.py"))
 
 # What the launcher, which starts ranks and loads no torch, may know of them.
-KNOWN_TO_LAUNCHER = {"errors", "config", "exits", "observe.ledger", "checkpoint.store"}
+KNOWN_TO_LAUNCHER = {
+    "errors",
+    "config",
+    "exits",
+    "observe.ledger",
+    "checkpoint.store",
+    "checkpoint.launch",
+}
 
 
 def room(path: Path) -> str:

@@ -57,3 +57,17 @@ def test_the_end_of_an_earlier_try_is_not_that_of_the_one_that_runs(tmp_path):
     assert state_of(folder, again).goes_on is None
     folder.write_outcome(Outcome(0, "", ended=30.0))
     assert state_of(folder, again).goes_on is False
+
+
+@pytest.mark.parametrize(("by", "is_anew"), [("kubernetes", True), ("", False)])
+def test_a_try_in_another_pod_is_noted_anew(
+    by, is_anew, ranks_that_end_at_once, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GRADACC_LAUNCH_ID", "id-1")
+    monkeypatch.setenv(KIND, by)
+    words = ["train", "--cpu", "--run.output_dir", str(tmp_path / "out")]
+    started = []
+    for _ in range(2):
+        assert main(words) == 0
+        started.append(newest(tmp_path / "out")[1].started)
+    assert (started[1] > started[0]) == is_anew
