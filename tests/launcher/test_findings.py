@@ -88,6 +88,10 @@ def test_a_clock_that_is_wrong_is_named_be_it_the_first():
     finding = only(findings(nodes_of(*reports, clocks=(0.0, 60.0, 60.0))))
     assert finding.node == "n1"
     assert finding.text == "its clock is 60.0 s behind the others'"
+    finding = only(findings(nodes_of(*reports, clocks=(0.0, -60.0, -60.0))))
+    assert finding.node == "n1"
+    # Of two, one is as good as the other: node 0's is the measure.
+    assert only(findings(nodes_of(*reports[:2], clocks=(0.0, -60.0)))).node == "n2"
 
 
 def test_a_port_of_the_first_node_that_is_not_reached():
