@@ -12,7 +12,7 @@ from pathlib import Path
 from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
-from gradacc_dist.errors import ConfigError
+from gradacc_dist.errors import ConfigError, GradaccError
 from gradacc_dist.exits import LAUNCH_ID
 from launcher.launches import ATTEMPT, KIND, Kind, Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
@@ -44,12 +44,14 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
         _note(folder, launch_id, "kubernetes", request)  # each try anew: it has another pod
     elif speaks and not by and folder.read_launch() is None:
         _note(folder, launch_id, "foreground", request)
-    if request.nodes.maximum > 1 and not request.nodes.is_elastic:
-        meeting = meet(request, place, layout, resolved, environ)
-        if place.is_first:
-            meeting.tell_warnings(say)
-        meeting.refuse_errors()
-    result = supervised(command, exits)
+    try:
+        if request.nodes.maximum > 1 and not request.nodes.is_elastic:
+            _meet_to_train(request, place, layout, resolved, environ)
+        result = supervised(command, exits)
+    except GradaccError as error:
+        if speaks:
+            folder.write_outcome(Outcome(error.exit_code, str(error), time.time()))
+        raise
     if result.cause:
         say(f"{result.cause} [exit code {result.exit_code}]")
     if speaks:
@@ -103,6 +105,16 @@ def meet(
     mine, launch = report(resolved, layout, environ), name_of_launch(environ)
     with may_be_asked_to_leave():
         return roll_call(place, request.nodes.minimum, launch, mine, request.join_seconds, say)
+
+
+def _meet_to_train(
+    request: Request, place: Place, layout: Layout, resolved: Resolved, environ: Mapping[str, str]
+) -> None:
+    """The roll call, which ends here where the nodes cannot train together."""
+    meeting = meet(request, place, layout, resolved, environ)
+    if place.is_first:
+        meeting.tell_warnings(say)
+    meeting.refuse_errors()
 
 
 def _new_id(request: Request) -> str:

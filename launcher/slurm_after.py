@@ -22,13 +22,9 @@ from gradacc_dist.exits import Exit, read_exits
 from launcher.launches import LaunchFolder, Outcome
 from launcher.slurm import may_requeue
 from launcher.slurm_script import TRY_AGAIN
-from launcher.verdict import PREEMPTED, Verdict, verdict
+from launcher.verdict import FINAL, NO_PROGRESS, PREEMPTED, Verdict, verdict
 
 MAX_FRUITLESS = 3
-NO_PROGRESS = 24
-
-FINAL = frozenset({0, 10, 11, 12, 22, NO_PROGRESS, 25})
-"""Exit codes of what another try would only meet again."""
 
 
 @dataclass(frozen=True)
