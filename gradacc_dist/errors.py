@@ -58,6 +58,12 @@ class CheckpointError(GradaccError):
     exit_code = 12
 
 
+class PeerLostError(GradaccError):
+    """A rank or a node is gone, or never came; start again to go on."""
+
+    exit_code = 21
+
+
 class NonFiniteError(GradaccError):
     """A loss or gradient is NaN or infinite; the weights were left as they were."""
 

@@ -22,9 +22,11 @@ from gradacc_dist.errors import GradaccError
 
 EXITS = "GRADACC_EXITS"
 """The variable that names the folder."""
+LAUNCH_ID = "GRADACC_LAUNCH_ID"
+"""The variable that names the launch, alike over all its starts: the folder is of one launch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exit:
     """One rank's process. `began` and `ended` are seconds since the epoch, by its host's clock."""
 

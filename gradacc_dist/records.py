@@ -71,6 +71,7 @@ def run_state(
     engine: Engine,
     num_steps: int,
     started: float,
+    tracker_id: str | None,
     world: World,
     window: Window,
     num_updates: int,
@@ -81,6 +82,7 @@ def run_state(
     ledger = config.run.folder / LEDGER
     with DiskError.naming(ledger):
         ledger_bytes = ledger.stat().st_size
+    scale = engine.loss_scale_state
     return RunState(
         step=window.step,
         num_updates=num_updates,
@@ -88,10 +90,12 @@ def run_state(
         epoch=window.epoch,
         seed=config.run.seed,
         num_steps=num_steps,
-        loss_scale=engine.loss_scale,
+        loss_scale=scale.value if scale else None,
+        loss_scale_updates=scale.num_good if scale else 0,
+        loss_scale_borne=scale.num_borne if scale else 0,
         ledger_bytes=ledger_bytes,
         elapsed_seconds=time.perf_counter() - started,
-        tracker_id=None,
+        tracker_id=tracker_id,
         version=__version__,
         identity=identity(config),
         data_sha256=data.train.sha256,

@@ -44,6 +44,7 @@ from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
 from gradacc_dist.observe.observer import Observer
 from gradacc_dist.observe.tokenising import TokenisingProgress
+from gradacc_dist.observe.tracker import new_id
 from gradacc_dist.optim import build_optimizer, learning_rate
 from gradacc_dist.records import run_state, start_rows, train_record
 from gradacc_dist.signals import Signals
@@ -65,7 +66,8 @@ def train(resolved: Resolved, signals: Signals) -> None:
         data = load_data(config, progress)
     with start(config.engine.timeout_seconds) as world:
         signals.defer()  # from here on the ranks leave together
-        agree_on_run(run_sha256(config, data), world)
+        run_sha256 = fingerprint_of(config, data)
+        agree_on_run(run_sha256, world)
         engine = make_engine(config, data, world)
         order = make_order(config, data.train)
         num_steps = count_steps(config, order)
@@ -78,15 +80,22 @@ def train(resolved: Resolved, signals: Signals) -> None:
             check_checkpoints_fit(config, engine, num_steps, world)
             beginning.load_into(engine, world)
             started = time.perf_counter() - beginning.elapsed_seconds
-            describe = partial(run_state, config, data, engine, num_steps, started, world)
-            with Observer(config, num_steps, started, enabled=world.is_main) as observer:
+            tracker_id = beginning.tracker_id or new_id(config)
+            describe = partial(
+                run_state, config, data, engine, num_steps, started, tracker_id, world
+            )
+            with Observer(
+                config, num_steps, started, tracker_id, enabled=world.is_main
+            ) as observer:
                 rows = start_rows(config, data.train, num_steps, engine, world)
                 with world.main_alone():
                     observer.start({**rows, **beginning.rows()}, notes_on(beginning, died))
                 note, failure = observer.note, observer.failure
                 saver = Saver(config, engine, describe, signals, note, failure, world)
                 with saver:
-                    train_windows(config, data, order, beginning, engine, observer, saver, world)
+                    train_windows(
+                        config, data, run_sha256, order, beginning, engine, observer, saver, world
+                    )
                 is_complete = last_step(config, num_steps) == num_steps
                 if is_complete and config.checkpoint.save_model:
                     save_model(engine, data.tokenizer, config.run.folder / "model", world)
@@ -177,6 +186,7 @@ def last_step(config: Config, num_steps: int) -> int:
 def train_windows(
     config: Config,
     data: Data,
+    run_sha256: str,
     order: Order | StreamOrder,
     beginning: Beginning,
     engine: Engine,
@@ -194,7 +204,7 @@ def train_windows(
         config.micro_batch.examples,
         world.rank,
         world.ranks,
-        run_sha256(config, data),
+        run_sha256,
     )
     settings = StepSettings(
         config.objective.denominator,
@@ -249,7 +259,7 @@ def evaluate(
         observer.evaluation(evaluation.run(engine, step, world))
 
 
-def run_sha256(config: Config, data: Data) -> str:
+def fingerprint_of(config: Config, data: Data) -> str:
     """What ranks must share to compute the same run: code, configuration, data."""
     held_out = data.evaluate.sha256 if data.evaluate else ""
     deepspeed = asked_for(config.engine, os.environ)

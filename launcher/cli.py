@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in FORWARDED:
             return _forward(words[0], words[1:])
-        asked, flags = _parser().parse_known_args(words)
+        asked, flags = _parser().parse_known_args(_joined(words))
         if flags and not asked.takes_flags:
             raise ConfigError(f"gradacc {asked.command}: does not take {flags[0]}")
         return int(asked.act(asked, tuple(flags)) or 0)
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """With what `--sbatch` is given made part of its word: alone, it looks like an option."""
+    rest = iter(words)
+    return [f"--sbatch={next(rest, '')}" if word == "--sbatch" else word for word in rest]
 
 
 def _parser() -> Parser:
@@ -67,8 +74,18 @@ def _parser() -> Parser:
 
     submit = add("submit", "train in the background, or under SLURM", _submit, takes_flags=True)
     _add_request(submit)
-    where = submit.add_mutually_exclusive_group(required=True)
-    where.add_argument("--local", action="store_true", help="in the background of this machine")
+    _add_submit(submit)
+
+    # For batch scripts: without help it is not in the list of commands.
+    after = commands.add_parser("after-slurm", allow_abbrev=False)
+    after.set_defaults(act=_after_slurm, takes_flags=False)
+    after.add_argument("folder", type=Path)
+    after.add_argument("--status", type=int, required=True)
+    after.add_argument("--asked", action="store_true")
+
+    manifest = add("manifest", "write a run as Kubernetes objects", _manifest, takes_flags=True)
+    _add_request(manifest)
+    _add_kubernetes(manifest)
 
     for name, sentence, act in (
         ("status", "say where runs stand: step, loss, speed, checkpoint, restarts", _status),
@@ -80,6 +97,9 @@ def _parser() -> Parser:
         command.add_argument("run", type=Path, metavar="RUN", nargs=nargs, help=RUN)
         if name == "logs":
             command.add_argument("-f", "--follow", action="store_true", help="until the run ends")
+
+    doctor = add("doctor", "say what is wrong with the nodes", _doctor, takes_flags=True)
+    _add_request(doctor)
 
     init = add("init", "write a configuration to start from", _init)
     init.add_argument("folder", type=Path, metavar="DIR", help="folder that receives run.yaml")
@@ -96,6 +116,33 @@ def _add_request(command: Parser) -> None:
     add("--nodes", metavar="N | MIN:MAX", help="nodes; MIN:MAX for a run that shrinks and grows")
     add("--engine", metavar="NAME", help="single, ddp, fsdp2, zero0 to zero3, zero2_offload, ...")
     add("--cpu", action="store_true", help="CPU ranks, on a machine with GPUs too")
+    add("--join-seconds", type=_count, metavar="N", help="wait so long for other nodes (600)")
+
+
+def _add_submit(command: Parser) -> None:
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("--local", action="store_true", help="in the background of this machine")
+    where.add_argument("--slurm", action="store_true", help="as a batch job; needs --ranks")
+    slurm = command.add_argument_group("with --slurm")
+    sentence = "options for sbatch, such as '--partition=large --time=1:00:00'; may be repeated"
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help=sentence)
+    sentence = "time to save, from SIGTERM to the job's end (default: 120)"
+    slurm.add_argument("--grace", type=_count, default=120, metavar="SECONDS", help=sentence)
+    sentence = "print the batch script and submit nothing"
+    slurm.add_argument("--dry-run", action="store_true", help=sentence)
+
+
+def _add_kubernetes(command: Parser) -> None:
+    add = command.add_argument
+    add("--kubernetes", action="store_true", required=True, help="for Kubernetes 1.29 and later")
+    add("--kind", choices=("job", "trainjob"), default="job", help="trainjob: Kubeflow's")
+    add("--image", required=True, metavar="NAME", help="of the project, as the nodes can pull it")
+    add("--volume-claim", required=True, metavar="NAME", help="volume of data and outputs")
+    add("--name", help="of the job; the last part of run.output_dir without it")
+    add("--namespace", metavar="NAME", help="kubectl's own without it")
+    add("--secret", action="append", default=[], metavar="NAME[:KEY...]", help="to the environment")
+    add("--grace", type=_count, metavar="SECONDS", help="to save a checkpoint in; 600 without it")
+    add("--output", type=Path, metavar="FILE", help="write there; to the terminal without it")
 
 
 def _count(text: str) -> int:
@@ -104,10 +151,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def request_of(asked: argparse.Namespace, flags: tuple[str, ...]) -> Request:
+def request_of(
+    asked: argparse.Namespace, flags: tuple[str, ...], environ: Mapping[str, str] = os.environ
+) -> Request:
     """What was asked for, by the command line and else by the environment. Raises ConfigError."""
     from launcher.place import nodes_of, ranks_of
-    from launcher.request import ENGINES, Nodes, Request
+    from launcher.request import ENGINES, JOIN_SECONDS, Nodes, Request
 
     if asked.engine is not None and asked.engine not in ENGINES:
         legal = ", ".join(sorted(ENGINES))
@@ -115,30 +164,65 @@ def request_of(asked: argparse.Namespace, flags: tuple[str, ...]) -> Request:
     return Request(
         config=asked.config,
         flags=flags,
-        ranks=asked.ranks or ranks_of(os.environ),
-        nodes=nodes_of(os.environ) if asked.nodes is None else Nodes.parse(asked.nodes),
+        ranks=asked.ranks or ranks_of(environ),
+        nodes=nodes_of(environ) if asked.nodes is None else Nodes.parse(asked.nodes),
         engine=asked.engine,
         cpu=asked.cpu,
+        join_seconds=asked.join_seconds or JOIN_SECONDS,
     )
 
 
 def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
-    from launcher.running import check, run
+    from launcher.running import check, run, show
 
     request = request_of(asked, tuple(flag for flag in flags if flag != "--check"))
     if "--check" in flags:
         return check(request, os.environ)
-    return run(request, os.environ, dry=asked.dry_run)
+    return show(request, os.environ) if asked.dry_run else run(request, os.environ)
 
 
 def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
-    from launcher import local
+    from launcher import local, slurm
     from launcher.running import output_of
 
     request = request_of(asked, flags)
-    output = output_of(request, os.environ)
-    local.submit(request, output)
-    print(f"training in the background; watch it with: gradacc status {output}")
+    if asked.slurm:
+        folder, script = slurm.prepare(request, asked.sbatch, asked.grace, os.environ)
+        if asked.dry_run:
+            print(script, end="")
+            return
+        where, output = f"SLURM job {slurm.submit(request, folder, script)}", folder.output
+    elif asked.sbatch or asked.dry_run:
+        raise ConfigError("--sbatch and --dry-run go with --slurm, not with --local")
+    else:
+        where, output = "training in the background", output_of(request, os.environ)
+        local.submit(request, output)
+    print(f"{where}; watch it with: gradacc status {shlex.quote(str(output))}")
+
+
+def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
+    from launcher.launches import ATTEMPT, LaunchFolder
+    from launcher.slurm_after import after
+
+    attempt, job_id = int(os.environ[ATTEMPT]), os.environ["SLURM_JOB_ID"]
+    folder = LaunchFolder(asked.folder)
+    return after(folder, attempt, asked.status, asked=asked.asked, job_id=job_id)
+
+
+def _manifest(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
+    from launcher.kubernetes import GRACE_SECONDS, Target, manifest, parse_secret, write
+
+    target = Target(
+        image=asked.image,
+        claim=asked.volume_claim,
+        kind=asked.kind,
+        name=asked.name,
+        namespace=asked.namespace,
+        secrets=tuple(parse_secret(text) for text in asked.secret),
+        grace_seconds=asked.grace or GRACE_SECONDS,
+    )
+    text = manifest(request_of(asked, flags, environ={}), target)
+    print(text, end="") if asked.output is None else write(asked.output, text)
 
 
 def _status(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
@@ -157,6 +241,12 @@ def _stop(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
     from launcher.watching import stop
 
     print(stop(asked.run))
+
+
+def _doctor(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
+    from launcher.doctor import examine
+
+    return examine(request_of(asked, flags), os.environ)
 
 
 def _init(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:

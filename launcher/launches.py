@@ -5,6 +5,8 @@
                        log.txt         what it printed, where nobody looked on
                        exits/          how each rank ended
                        stop            a user asked it to end: nobody starts it again
+                       job.sh          what SLURM runs
+                       progress.json   what tells SLURM's restarts from a run that goes nowhere
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ from pydantic import TypeAdapter, ValidationError
 from gradacc_dist.errors import ConfigError, DiskError
 
 LAUNCHES = "launches"
+ATTEMPT = "GRADACC_ATTEMPT"
+"""Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
+KIND = "GRADACC_LAUNCHED_BY"
+"""Variable: `local`, `slurm` or `kubernetes`. The first two note the launch themselves."""
 Kind = Literal["foreground", "local", "slurm", "kubernetes"]
 
 
@@ -69,6 +75,11 @@ class LaunchFolder:
     def of(cls, output: Path, launch_id: str) -> Self:
         """In the output folder of its run."""
         return cls(output / LAUNCHES / launch_id)
+
+    @property
+    def output(self) -> Path:
+        """The output folder of the run."""
+        return self.path.parent.parent
 
     @property
     def log(self) -> Path:
@@ -118,11 +129,11 @@ def new_id() -> str:
 
 def newest(output: Path) -> tuple[LaunchFolder, Launch]:
     """The last launch of the run in `output`. Raises ConfigError where there is none."""
-    folders = sorted((output / LAUNCHES).glob("*/launch.json"), reverse=True)
-    for path in folders:
-        folder = LaunchFolder(path.parent)
-        if launch := folder.read_launch():
-            return folder, launch
+    # Not by name: Kubernetes has names of its own.
+    folders = [LaunchFolder(path.parent) for path in (output / LAUNCHES).glob("*/launch.json")]
+    noted = [(folder, launch) for folder in folders if (launch := folder.read_launch())]
+    if noted:
+        return max(noted, key=lambda each: (each[1].started, each[1].id))
     raise ConfigError(
         f"{output} has no launch of gradacc in it; name the run.output_dir of a run that "
         "`gradacc train` or `gradacc submit` started"

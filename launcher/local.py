@@ -10,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
 from gradacc_dist.errors import ConfigError, DiskError
-from launcher.launches import Launch, LaunchFolder, began, is_alive, new_id, newest
+from gradacc_dist.exits import LAUNCH_ID
+from launcher.launches import KIND, Launch, LaunchFolder, began, is_alive, new_id, newest
 from launcher.request import Request
-from launcher.running import KIND
 
 
 def submit(request: Request, output: Path) -> LaunchFolder:

@@ -81,3 +81,14 @@ def place_of(environ: Mapping[str, str], nodes: Nodes) -> Place:
     assert host is not None
     names = tuple(filter(None, environ.get(NAMES, "").split(",")))
     return Place(int(rank) if rank and rank.isdecimal() else None, host, int(port), names)
+
+
+def places_of(environ: Mapping[str, str], nodes: Nodes) -> list[Place]:
+    """This node's place, or those of all nodes where there is no word of a number.
+
+    Raises ConfigError.
+    """
+    if nodes.is_elastic or said(environ, "NODE_RANK") is not None:
+        return [place_of(environ, nodes)]
+    numbers = map(str, range(nodes.maximum))
+    return [place_of({**environ, "NODE_RANK": number}, nodes) for number in numbers]

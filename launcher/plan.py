@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
 from gradacc_dist.errors import ConfigError
-from gradacc_dist.exits import EXITS
+from gradacc_dist.exits import EXITS, LAUNCH_ID
 from launcher.machine import Machine
 from launcher.place import Place
 from launcher.request import SHIPPED, Request
@@ -29,15 +28,19 @@ ELASTIC_CONF = (
     "join_timeout=3600"
 )
 MONITOR_SECONDS = "0.5"
-MAX_RESTARTS = "1000"
+MAX_RESTARTS = "100"
 
 
 @dataclass(frozen=True)
 class Command:
-    """What starts the ranks of one node. `environ`: what is set beyond what there is."""
+    """What starts the ranks of one node. `environ`: what is set beyond what there is.
+
+    `restarts`: it starts ranks that end by an error once more, whatever the error.
+    """
 
     argv: tuple[str, ...]
     environ: Mapping[str, str]
+    restarts: bool = False
 
     def __str__(self) -> str:
         """As a shell takes it."""
@@ -91,7 +94,8 @@ def plan(request: Request, machine: Machine, place: Place, launch_id: str, exits
         environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         if layout.device == "cpu":
             environ["CUDA_VISIBLE_DEVICES"] = "-1"
-        return Command((*_torchrun(request, layout, place, launch_id), *request.program), environ)
+        argv = (*_torchrun(request, layout, place, launch_id), *request.program)
+        return Command(argv, environ, restarts=True)
     return Command((*_accelerate(request, layout, place), *request.program), environ)
 
 

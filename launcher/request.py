@@ -14,6 +14,8 @@ from gradacc_dist.errors import ConfigError
 SHIPPED = Path(__file__).parent / "configs"
 """The configurations that come with the project, in a wheel too."""
 
+JOIN_SECONDS = 600
+
 
 @dataclass(frozen=True)
 class Nodes:
@@ -44,6 +46,7 @@ class Request:
     """One run to start. `flags` go to the run as they are; `config` None is the packaged demo.
 
     `ranks` on each node: None for one a GPU. `cpu`: CPU ranks though there may be GPUs.
+    `join_seconds`: how long nodes wait for each other. `module`: what each rank runs.
     """
 
     config: Path | None = None
@@ -52,12 +55,14 @@ class Request:
     nodes: Nodes = Nodes()
     engine: str | None = None
     cpu: bool = False
+    join_seconds: int = JOIN_SECONDS
+    module: str = "gradacc_dist.train"
 
     @property
     def program(self) -> tuple[str, ...]:
         """Module and arguments, as every launcher of ranks takes them after `-m`."""
         config = () if self.config is None else ("--config", str(self.config))
-        return ("gradacc_dist.train", *config, *self.run_flags)
+        return (self.module, *config, *self.run_flags)
 
     @property
     def run_flags(self) -> tuple[str, ...]:
@@ -71,6 +76,8 @@ class Request:
         words += ["--ranks", str(self.ranks)] if self.ranks is not None else []
         words += ["--engine", self.engine] if self.engine else []
         words += ["--cpu"] if self.cpu else []
+        if self.join_seconds != JOIN_SECONDS:
+            words += ["--join-seconds", str(self.join_seconds)]
         return (*words, *self.flags)
 
 

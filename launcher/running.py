@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
-from gradacc_dist.checkpoint.launch import VARIABLE as LAUNCH_ID
 from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
-from gradacc_dist.errors import ConfigError
-from gradacc_dist.exits import read_exits
-from launcher.launches import Launch, LaunchFolder, Outcome, began, new_id
+from gradacc_dist.errors import ConfigError, GradaccError
+from gradacc_dist.exits import LAUNCH_ID
+from launcher.launches import ATTEMPT, KIND, Kind, Launch, LaunchFolder, Outcome, began, new_id
 from launcher.machine import Machine, this_machine
-from launcher.place import Place, place_of
-from launcher.plan import Command, Layout, layout_of, plan
+from launcher.place import Place, place_of, places_of
+from launcher.plan import Layout, layout_of, plan
+from launcher.ranks import supervised
+from launcher.report import report
 from launcher.request import Nodes, Request
-from launcher.verdict import Verdict, verdict
-
-ATTEMPT = "GRADACC_ATTEMPT"
-"""Variable: which try of the launch this is, where a scheduler counts them; equal on all nodes."""
-
-KIND = "GRADACC_LAUNCHED_BY"
-"""Variable: `local`, `slurm` or `kubernetes`, where the launch is noted by somebody else."""
+from launcher.rollcall import may_be_asked_to_leave, name_of_launch, roll_call
+from launcher.rollmessages import Meeting
 
 
-def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
+def run(request: Request, environ: Mapping[str, str]) -> int:
     """Start the ranks of this node and wait for them. Returns the exit code.
 
-    With `dry` print the command instead. Raises ConfigError, with every mistake, before a rank
-    starts.
+    Raises ConfigError, with every mistake, before a rank starts.
     """
     machine, place = this_machine(environ), place_of(environ, request.nodes)
     layout = layout_of(request, machine)
@@ -46,18 +37,44 @@ def run(request: Request, environ: Mapping[str, str], *, dry: bool) -> int:
     folder = LaunchFolder.of(_output(resolved), launch_id)
     exits = folder.exits / environ.get(ATTEMPT, "1")
     command = plan(request, machine, place, launch_id, exits)
-    if dry:
-        print(command)
-        return 0
     _announce(request, machine, place, layout)
-    if not environ.get(KIND) and place.rank in (0, None) and folder.read_launch() is None:
-        _note(folder, launch_id, request)
-    result = _supervised(command, exits)
+    by = environ.get(KIND)
+    speaks = place.rank in (0, None)
+    if speaks and by == "kubernetes":
+        _note(folder, launch_id, "kubernetes", request)  # each try anew: it has another pod
+    elif speaks and not by and folder.read_launch() is None:
+        _note(folder, launch_id, "foreground", request)
+    try:
+        if request.nodes.maximum > 1 and not request.nodes.is_elastic:
+            _meet_to_train(request, place, layout, resolved, environ)
+        result = supervised(command, exits)
+    except GradaccError as error:
+        if speaks:
+            folder.write_outcome(Outcome(error.exit_code, str(error), time.time()))
+        raise
     if result.cause:
-        _say(f"{result.cause} [exit code {result.exit_code}]")
-    if place.rank in (0, None):
+        say(f"{result.cause} [exit code {result.exit_code}]")
+    if speaks:
         folder.write_outcome(Outcome(result.exit_code, result.cause, time.time()))
     return result.exit_code
+
+
+def show(request: Request, environ: Mapping[str, str]) -> int:
+    """Print the command of this node; of every node, where nothing says which this one is.
+
+    Raises ConfigError, with every mistake.
+    """
+    machine, places = this_machine(environ), places_of(environ, request.nodes)
+    resolved = checked(request, layout_of(request, machine), environ)
+    launch_id = environ.get(LAUNCH_ID) or _new_id(request)
+    folder = LaunchFolder.of(_output(resolved), launch_id)
+    for place in places:
+        if len(places) > 1:
+            print(
+                f"# on {place.describe(place.rank or 0)}, with {machine.num_gpus} GPU(s) as here:"
+            )
+        print(plan(request, machine, place, launch_id, folder.exits / environ.get(ATTEMPT, "1")))
+    return 0
 
 
 def output_of(request: Request, environ: Mapping[str, str]) -> Path:
@@ -77,6 +94,29 @@ def checked(request: Request, layout: Layout, environ: Mapping[str, str]) -> Res
     return load(request.config, request.run_flags, seen)
 
 
+def meet(
+    request: Request,
+    place: Place,
+    layout: Layout,
+    resolved: Resolved,
+    environ: Mapping[str, str],
+) -> Meeting:
+    """The roll call of all nodes. Raises as `roll_call` does."""
+    mine, launch = report(resolved, layout, environ), name_of_launch(environ)
+    with may_be_asked_to_leave():
+        return roll_call(place, request.nodes.minimum, launch, mine, request.join_seconds, say)
+
+
+def _meet_to_train(
+    request: Request, place: Place, layout: Layout, resolved: Resolved, environ: Mapping[str, str]
+) -> None:
+    """The roll call, which ends here where the nodes cannot train together."""
+    meeting = meet(request, place, layout, resolved, environ)
+    if place.is_first:
+        meeting.tell_warnings(say)
+    meeting.refuse_errors()
+
+
 def _new_id(request: Request) -> str:
     if request.nodes.is_elastic:
         raise ConfigError(
@@ -93,7 +133,8 @@ def check(request: Request, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Where a launcher says things."""
     print(f"gradacc: {text}", file=sys.stderr, flush=True)
 
 
@@ -101,15 +142,15 @@ def _announce(request: Request, machine: Machine, place: Place, layout: Layout) 
     number = "one" if place.rank is None else str(place.rank)
     is_alone = request.nodes == Nodes()
     where = machine.host if is_alone else f"{machine.host}, node {number} of {request.nodes}"
-    _say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
+    say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
 
 
-def _note(folder: LaunchFolder, launch_id: str, request: Request) -> None:
+def _note(folder: LaunchFolder, launch_id: str, kind: Kind, request: Request) -> None:
     words = ("train", *request.command_line())
     folder.write_launch(
         Launch(
             id=launch_id,
-            kind="foreground",
+            kind=kind,
             host=socket.gethostname(),
             started=time.time(),
             command=words,
@@ -117,63 +158,3 @@ def _note(folder: LaunchFolder, launch_id: str, request: Request) -> None:
             pid_began=began(os.getpid()),
         )
     )
-
-
-def _supervised(command: Command, exits: Path) -> Verdict:
-    """Run `command` to its end, whoever asks it to leave meanwhile."""
-    began_at = time.time()
-    with _Forwarding(exits) as forwarding:
-        child = subprocess.Popen(command.argv, env={**os.environ, **command.environ})
-        forwarding.to(child)
-        status = child.wait()
-    noted = read_exits(exits)
-    here = socket.gethostname()
-    is_new = any(each.host == here and each.began >= began_at for each in noted)
-    return verdict(status, noted if is_new else [], forwarding.was_asked_to_leave)
-
-
-class _Forwarding:
-    """Passes SIGTERM and SIGUSR1 on to the ranks, which agree among themselves on what to do.
-
-    To the ranks and not to their launcher, which would end them after its own time. Before a rank
-    has begun there is only the launcher to tell. Ctrl-C reaches all by the terminal; this process
-    waits for them.
-    """
-
-    def __init__(self, exits: Path) -> None:
-        self._exits = exits
-        self._child: subprocess.Popen[bytes] | None = None
-        self.was_asked_to_leave = False
-
-    def __enter__(self) -> _Forwarding:
-        self._before = {
-            signal.SIGTERM: signal.signal(signal.SIGTERM, self._forward),
-            signal.SIGUSR1: signal.signal(signal.SIGUSR1, self._forward),
-            signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        }
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def to(self, child: subprocess.Popen[bytes]) -> None:
-        """From here on there is somebody to tell."""
-        self._child = child
-        if self.was_asked_to_leave:
-            child.terminate()
-
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        leaves = number == signal.SIGTERM
-        self.was_asked_to_leave |= leaves
-        here = socket.gethostname()
-        ranks = [
-            each.pid
-            for each in read_exits(self._exits)
-            if each.host == here and each.ended is None and began(each.pid) is not None
-        ]
-        if not ranks and self._child is not None and leaves:
-            ranks = [self._child.pid]
-        for pid in ranks:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -22,4 +23,4 @@ def write_starter(folder: Path) -> str:
                 file.write(text)
         except FileExistsError:
             raise ConfigError(f"{path} exists; name another folder, or remove it first") from None
-    return f"wrote {path}; train with: gradacc train --config {path}"
+    return f"wrote {path}; train with: gradacc train --config {shlex.quote(str(path))}"

@@ -61,10 +61,14 @@ def state_of(folder: LaunchFolder, launch: Launch) -> State:
     elif is_alive(launch):
         leaving = " (asked to leave)" if folder.stop.exists() else ""
         return State(f"running{leaving}", goes_on=True)
+    if launch.kind == "kubernetes" and outcome is not None and outcome.ended < launch.started:
+        outcome = None  # of the try before: this one has another pod
     if outcome is not None:
         how = "finished" if not outcome.exit_code else f"ended with exit code {outcome.exit_code}"
         cause = f": {outcome.cause}" if outcome.cause else ""
         return State(f"{how} {_ago(outcome.ended)}{cause}", goes_on=False)
+    if launch.job_id is not None and folder.stop.exists():
+        return State("stopped before it began", goes_on=False)
     if launch.kind == "kubernetes" or not launch.is_here:
         return State(UNKNOWN, goes_on=None)
     return State("ended without a word: killed, or its host went down", goes_on=False)

@@ -1,12 +1,15 @@
 """The house rules that a program can check (STYLE 1 and 2)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gradacc_dist"
+LAUNCHER = ROOT / "launcher"
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
@@ -27,18 +30,30 @@ LAYERS = [
     ["records"],
     ["training", "validation", "exporting"],
     ["cli"],
-    ["train", "validate", "export"],
+    ["train", "validate", "export", "bandwidth"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+LAUNCHER_SOURCES = sorted(LAUNCHER.rglob("*.py"))
+
+# What the launcher, which starts ranks and loads no torch, may know of them.
+KNOWN_TO_LAUNCHER = {
+    "errors",
+    "config",
+    "exits",
+    "observe.ledger",
+    "checkpoint.store",
+    "checkpoint.launch",
+}
 
 
 def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
+def imported_modules(path: Path) -> set[str]:
+    """Those of gradacc_dist by their names in it, those of others by their whole names."""
+    modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
@@ -49,7 +64,13 @@ def imported_rooms(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         else:
             continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("gradacc_dist.")}
+        modules |= set(names)
+    return modules
+
+
+def imported_rooms(path: Path) -> set[str]:
+    modules = imported_modules(path)
+    rooms = {name.split(".")[1] for name in modules if name.startswith("gradacc_dist.")}
     return rooms - {"__version__"}
 
 
@@ -63,7 +84,36 @@ def test_imports_point_down(path):
         assert LEVEL[other] < LEVEL[own], f"{own} imports {other}"
 
 
+@pytest.mark.parametrize("path", LAUNCHER_SOURCES, ids=lambda path: path.name)
+def test_the_launcher_knows_little_of_the_ranks(path):
+    for module in imported_modules(path):
+        if module.startswith("gradacc_dist."):
+            inner = module.removeprefix("gradacc_dist.")
+            known = {inner, inner.partition(".")[0]} & KNOWN_TO_LAUNCHER
+            assert known, f"{path.name} imports {module}"
+        assert module.partition(".")[0] not in {"torch", "accelerate", "transformers", "datasets"}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_ranks_know_nothing_of_the_launcher(path):
+    assert not {name for name in imported_modules(path) if name.partition(".")[0] == "launcher"}
+
+
+def test_no_module_of_the_launcher_loads_torch():
+    """Nor through what it knows: each of those modules is loaded in one process, and looked at."""
+    names = [f"launcher.{path.stem}" for path in LAUNCHER_SOURCES if not path.stem.startswith("__")]
+    program = (
+        f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+EVERY_SOURCE = [*SOURCES, *LAUNCHER_SOURCES]
+
+
+@pytest.mark.parametrize("path", EVERY_SOURCE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_readable(path):
     text = path.read_text()
     assert text.count("\n") <= MAX_FILE_LINES
@@ -73,9 +123,9 @@ def test_files_and_functions_stay_readable(path):
             assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines"
 
 
-def test_no_cycles_within_a_room():
+def test_no_cycles():
     graph = {}
-    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in SOURCES}
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in EVERY_SOURCE}
     for name, path in names.items():
         modules = set()
         for node in ast.walk(ast.parse(path.read_text())):

@@ -23,6 +23,7 @@ from gradacc_dist.config.schema import Config
 from gradacc_dist.data.order import Order
 from gradacc_dist.data.stream_order import StreamOrder
 from gradacc_dist.engines import Engine
+from gradacc_dist.engines.loss_scale import ScaleState
 from gradacc_dist.world import World
 
 DECIDE_ORDER = ("data", "window", "run")  # sections: which examples a window holds
@@ -33,7 +34,8 @@ class Beginning:
     """The same on every rank, but for `notes`: what rank 0 tells of how it was found.
 
     Without a checkpoint all is at zero. `is_evaluated`: the held-out loss at `step` is known.
-    `changed`: what differs from the run that is continued, as its user allowed.
+    `changed`: what differs from the run that is continued, as its user allowed. `tracker_id`: what
+    a tracker knows the run by, where that run goes on, and not another course of it.
     """
 
     num_steps: int
@@ -42,6 +44,7 @@ class Beginning:
     changed: tuple[Difference, ...] = ()
     is_evaluated: bool = False
     has_model: bool = False
+    tracker_id: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -99,7 +102,10 @@ class Beginning:
         if self.checkpoint is not None and self.state is not None:
             # The state of another kind of optimizer would mean nothing to this one.
             same = all(difference.at != "optimizer.name" for difference in self.changed)
-            restore(engine, self.checkpoint, self.state.loss_scale, world, with_optimizer=same)
+            restore(engine, self.checkpoint, world, with_optimizer=same)
+            if (scale := self.state.loss_scale) is not None:
+                counts = self.state.loss_scale_updates, self.state.loss_scale_borne
+                engine.restore_loss_scale(ScaleState(scale, *counts))
 
 
 def find_beginning(
@@ -125,7 +131,13 @@ def find_beginning(
         if checkpoint is not None:
             state = run_state(checkpoint)
             changed = allowed_changes(config, identity, state, checkpoint.folder)
-            found = replace(found, checkpoint=checkpoint, state=state, changed=tuple(changed))
+            found = replace(
+                found,
+                checkpoint=checkpoint,
+                state=state,
+                changed=tuple(changed),
+                tracker_id=state.tracker_id if config.run.resume == "auto" else None,
+            )
     notes = [*carried_out, *(f"passed over a damaged checkpoint: {why}" for why in passed_over)]
 
     def prepare() -> Beginning:

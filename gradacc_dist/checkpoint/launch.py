@@ -15,15 +15,15 @@ from pathlib import Path
 
 from gradacc_dist.checkpoint.disk import replace_text
 from gradacc_dist.errors import DiskError
+from gradacc_dist.exits import LAUNCH_ID
 
-VARIABLE = "GRADACC_LAUNCH_ID"
 LAUNCH = ".launch"
 """The file in a run's output folder."""
 
 
 def launch_id(environ: Mapping[str, str] = os.environ) -> str | None:
     """The launch that this process belongs to; None where no launcher names one."""
-    return environ.get(VARIABLE) or None
+    return environ.get(LAUNCH_ID) or None
 
 
 def began(folder: Path, launch: str | None) -> bool:

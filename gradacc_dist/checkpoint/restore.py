@@ -138,7 +138,6 @@ def run_state(checkpoint: Checkpoint) -> RunState:
 def restore(
     engine: Engine,
     checkpoint: Checkpoint,
-    loss_scale: float | None,
     world: World,
     *,
     with_optimizer: bool = True,
@@ -151,8 +150,6 @@ def restore(
     saved = SavedTensors(checkpoint.folder, checkpoint.manifest, with_optimizer=with_optimizer)
     together(lambda: check_fit(saved, engine.shapes), world)
     engine.load_state(saved)
-    if loss_scale is not None:
-        engine.restore_loss_scale(loss_scale)
 
 
 class SavedTensors(Mapping[str, Tensor]):

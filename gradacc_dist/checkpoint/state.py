@@ -45,6 +45,10 @@ class RunState(BaseModel):
     """Windows of the whole schedule."""
     loss_scale: PositiveFloat | None
     """float16's factor on the next loss; null in other formats."""
+    loss_scale_updates: NonNegativeInt
+    """Since it last changed, or gradients overflowed: what it is raised after."""
+    loss_scale_borne: NonNegativeInt
+    """The overflow that lowers it, counted from here."""
     ledger_bytes: NonNegativeInt
     """Length of ledger.jsonl once it has the line of this step."""
     elapsed_seconds: NonNegativeFloat

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from gradacc_dist.data.batch import MicroBatch
-from gradacc_dist.engines.loss_scale import LossScale
+from gradacc_dist.engines.loss_scale import LossScale, ScaleState
 from gradacc_dist.objectives.terms import ObjectiveModule
 
 
@@ -57,10 +57,15 @@ class Engine(ABC):
         """The factor that float16 puts on the next loss; None in other formats."""
         return self._loss_scale.value if self._loss_scale else None
 
-    def restore_loss_scale(self, value: float) -> None:
-        """Go on with the `loss_scale` of an earlier run; of no effect in formats without one."""
+    @property
+    def loss_scale_state(self) -> ScaleState | None:
+        """From what `loss_scale` goes on; None in formats without one."""
+        return self._loss_scale.state if self._loss_scale else None
+
+    def restore_loss_scale(self, state: ScaleState) -> None:
+        """Go on with that of an earlier run; of no effect in formats without one."""
         if self._loss_scale is not None:
-            self._loss_scale.restore(value)
+            self._loss_scale.restore(state)
 
     @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,17 @@ from torch import Tensor
 # Powers of two, so that scaling rounds nothing. The defaults of torch.amp.GradScaler.
 FIRST = 2.0**16
 PATIENCE = 2000
+
+
+@dataclass(frozen=True)
+class ScaleState:
+    """From what a loss scale goes on, under any engine."""
+
+    value: float
+    num_good: int
+    """Updates since it last changed, or gradients overflowed."""
+    num_borne: int = 1
+    """The overflow that lowers it, counted from now: 1, the next. DeepSpeed may bear some first."""
 
 
 class LossScale:
@@ -23,10 +35,15 @@ class LossScale:
         self.value = FIRST
         self._num_good = 0
 
-    def restore(self, value: float) -> None:
-        """Go on at the scale of an earlier run, as after an overflow: patience starts anew."""
-        self.value = value
-        self._num_good = 0
+    @property
+    def state(self) -> ScaleState:
+        """What `restore` goes on from."""
+        return ScaleState(self.value, self._num_good)
+
+    def restore(self, state: ScaleState) -> None:
+        """Go on where an earlier run was."""
+        self.value = state.value
+        self._num_good = state.num_good
 
     def remove(self, gradients: Sequence[Tensor]) -> None:
         """Bring gradients of a scaled loss to their size, in place."""
@@ -43,6 +60,6 @@ class LossScale:
     def applied(self) -> None:
         """After an update."""
         self._num_good += 1
-        if self._num_good == PATIENCE:
+        if self._num_good >= PATIENCE:  # more, where DeepSpeed's patience was longer
             self.value *= 2
             self._num_good = 0

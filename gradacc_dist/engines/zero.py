@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradacc_dist.data.batch import MicroBatch, collate
 from gradacc_dist.data.tokens import Example
 from gradacc_dist.engines.engine import Engine, Update
+from gradacc_dist.engines.loss_scale import ScaleState
 from gradacc_dist.engines.update import clip_and_step, square_sum
 from gradacc_dist.engines.weights import take_weights_of_rank_0
 from gradacc_dist.engines.zero_start import initialize, ready_deepspeed
@@ -89,7 +90,7 @@ class ZeroEngine(Engine):
             if name in precise and self._stage > 0:
                 state.set_weight(parameter, precise[name])
         # At its smallest the scale would raise a bare Exception: whether to stop is ours to decide.
-        if self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
+        if self._scales_dynamically:
             self._optimizer.loss_scaler.raise_error_at_min_scale = False
         return state
 
@@ -103,10 +104,27 @@ class ZeroEngine(Engine):
         """DeepSpeed's own."""
         return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
 
-    def restore_loss_scale(self, value: float) -> None:
+    @property
+    def loss_scale_state(self) -> ScaleState | None:
+        """By DeepSpeed's counters; a scale that its JSON has fixed has none."""
+        if self.loss_scale is None or not self._scales_dynamically:
+            return ScaleState(self.loss_scale, 0) if self.loss_scale else None
+        scaler = self._optimizer.loss_scaler
+        num_good = scaler.cur_iter - scaler.last_overflow_iter - 1
+        # It lets the count run on when it raises the scale.
+        since_change = num_good and (num_good - 1) % scaler.scale_window + 1
+        return ScaleState(float(scaler.cur_scale), since_change, scaler.cur_hysteresis)
+
+    def restore_loss_scale(self, state: ScaleState) -> None:
         """A scale that DeepSpeed's JSON has fixed stays."""
-        if self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
-            self._optimizer.loss_scaler.cur_scale = value
+        if self._scales_dynamically:
+            scaler = self._optimizer.loss_scaler
+            scaler.cur_scale, scaler.cur_hysteresis = state.value, state.num_borne
+            scaler.last_overflow_iter = scaler.cur_iter - state.num_good - 1
+
+    @property
+    def _scales_dynamically(self) -> bool:
+        return bool(self._engine.fp16_enabled() and self._engine.dynamic_loss_scale())
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -171,7 +189,7 @@ class ZeroEngine(Engine):
         return Update(float("inf"), "loss_scale" if can_scale_less else "non_finite")
 
     def _can_scale_less(self) -> bool:
-        if not self._engine.fp16_enabled() or not self._engine.dynamic_loss_scale():
+        if not self._scales_dynamically:
             return False
         scaler = self._optimizer.loss_scaler
         return bool(scaler.cur_scale > scaler.min_scale)

@@ -35,9 +35,18 @@ class Observer:
     """Context manager around a run. With `enabled` false every method does nothing.
 
     `started`: by time.perf_counter, as if earlier invocations had come just before this one.
+    `tracker_id`: what a tracker, if there is one, knows the run by.
     """
 
-    def __init__(self, config: Config, num_steps: int, started: float, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_steps: int,
+        started: float,
+        tracker_id: str | None,
+        *,
+        enabled: bool,
+    ) -> None:
         self._config = config
         self._num_steps = num_steps
         self._enabled = enabled
@@ -45,6 +54,7 @@ class Observer:
         self._folder = config.run.folder
         self._ledger_path = self._folder / LEDGER
         self._started = started
+        self._tracker_id = tracker_id
         self._failure: DiskError | None = None
         self._tracker: Tracker | None = None
         self._open = ExitStack()
@@ -84,8 +94,9 @@ class Observer:
                 )
             )
             if config.track.wandb != "off":
+                assert self._tracker_id is not None, "a run that is tracked has an id"
                 self._tracker = self._open.enter_context(
-                    Tracker(config, self._ledger_path, self._progress.note)
+                    Tracker(config, self._ledger_path, self._tracker_id, self._progress.note)
                 )
 
     def failure(self) -> DiskError | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from gradacc_dist.config.schema import Config
 from gradacc_dist.observe.ledger import comparison_label
@@ -40,10 +41,13 @@ VARIABLES = frozenset(
 class Tracker:
     """Context manager around the steps of a run, on rank 0. No method raises; only leaving waits.
 
-    `say` shows one line to the user, for what wandb could not do.
+    `tracker_id`: of the run in wandb, the same over all of its invocations. `say` shows one line to
+    the user, for what wandb could not do.
     """
 
-    def __init__(self, config: Config, ledger_path: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, ledger_path: Path, tracker_id: str, say: Callable[[str], None]
+    ) -> None:
         self._say = say
         self._ledger_path = ledger_path
         self._spoke = False
@@ -66,7 +70,7 @@ class Tracker:
             return
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
-        self._write(json.dumps(job(config, folder, ledger_path.absolute())))
+        self._write(json.dumps(job(config, folder, ledger_path.absolute(), tracker_id)))
 
     def poll(self) -> None:
         """Show what the process has said since the last call, if anything."""
@@ -125,13 +129,19 @@ class Tracker:
             self._say(f"wandb: {what}; the run goes on, and {self._ledger_path} has every value")
 
 
-def job(config: Config, folder: Path, ledger_path: Path) -> Mapping[str, Any]:
+def new_id(config: Config) -> str | None:
+    """An id for a run that has none yet; None where nothing tracks it."""
+    return None if config.track.wandb == "off" else uuid4().hex[:8]
+
+
+def job(config: Config, folder: Path, ledger_path: Path, tracker_id: str) -> Mapping[str, Any]:
     """What the process has to know, as JSON: the only thing of the run, beside its ledger, that
     wandb is given.
     """
     label = comparison_label(config.objective.denominator)
     return {
         "mode": config.track.wandb,
+        "id": tracker_id,
         "project": config.track.project,
         "name": config.track.name or folder.resolve().name,
         "folder": str(folder),

@@ -58,9 +58,10 @@ def _follow(run: Any, tail: Tail, orders: BinaryIO) -> None:
         is_over = bool(select.select([orders], [], [], POLL_SECONDS)[0])
         for record in tail.new_records():
             if is_first and isinstance(record, TrainRecord):
-                run.config.update({"world": _world(record)})
+                run.config.update({"world": _world(record)}, allow_val_change=True)
                 is_first = False
-            # The optimizer step is wandb's own: a resumed run that takes steps again adds none.
+            # The optimizer step is wandb's own: of a run that goes on, it leaves out those that the
+            # server has. A record kept offline is whole, and replaces what was sent before.
             run.log(metrics.of(record), step=record.step)
     is_done = orders.readline() == b"done\n"
     run.finish(exit_code=0 if is_done else 1)
@@ -77,7 +78,8 @@ def _start(job: Mapping[str, Any], report: Report) -> Any:
     failure = ""
     if job["mode"] == "online":
         try:
-            run = wandb.init(settings=_settings(job, "online", on_stop), config=job["config"])
+            settings = _settings(job, "online", on_stop)
+            run = wandb.init(settings=settings, config=job["config"], allow_val_change=True)
         except (wandb.Error, TimeoutError) as error:
             failure = _cause(error)
             wandb.teardown()  # a run that failed to start keeps others from starting
@@ -101,6 +103,8 @@ def _settings(job: Mapping[str, Any], mode: str, on_stop: Callable[[], None]) ->
     return wandb.Settings(
         mode=mode,
         project=job["project"],
+        run_id=job["id"],
+        resume="allow" if mode == "online" else None,
         run_name=job["name"],
         run_tags=tuple(job["tags"]),
         root_dir=job["folder"],

@@ -122,6 +122,8 @@ def describe(window: Window, num_updates: int) -> RunState:
         seed=0,
         num_steps=STEPS,
         loss_scale=None,
+        loss_scale_updates=0,
+        loss_scale_borne=0,
         ledger_bytes=3,
         elapsed_seconds=1.0,
         tracker_id=None,

@@ -61,7 +61,8 @@ def leave(output: Path, *saves: int, last: int = 5) -> Path:
         fields = {"step": step, "num_updates": step, "epoch": train[-1].epoch}
         fields |= {"examples_seen": train[-1].examples_seen, "ledger_bytes": num_bytes}
         store.begin(step)
-        store.commit(step, [], {**STATE, **fields, "identity": identity(config(output))})
+        fields |= {"identity": identity(config(output)), "tracker_id": "t1"}
+        store.commit(step, [], {**STATE, **fields})
     write_ledger(output / "ledger.jsonl", *records(last))
     return output
 
@@ -98,7 +99,7 @@ def test_an_empty_folder_begins_at_zero(tmp_path):
 def test_auto_goes_on_from_the_newest_and_cuts_the_ledger(tmp_path):
     found = begin(leave(tmp_path, 2, 4))
     assert (found.step, found.position, found.num_updates) == (4, 42, 4)
-    assert found.elapsed_seconds == 1.5
+    assert (found.elapsed_seconds, found.tracker_id) == (1.5, "t1")
     assert steps(tmp_path) == [1, 2, 3, 3, 4]
     assert "1 line(s) after step 4 are cut off" in found.notes[0]
     assert "(saved under zero3 on 4 rank(s); 42 examples seen)" in found.rows()["resumed"]
@@ -179,7 +180,7 @@ def test_b18_nothing_changes_in_a_folder_that_another_run_holds(tmp_path):
 def test_an_older_checkpoint_sets_the_newer_ones_aside(tmp_path):
     checkpoints = leave(tmp_path, 2, 3, 4) / "checkpoints"
     found = begin(tmp_path, resume=str(checkpoints / "step-00000002"))
-    assert found.step == 2
+    assert (found.step, found.tracker_id) == (2, None)
     (aside,) = checkpoints.glob("abandoned-after-00000002-*")
     assert {p.name for p in aside.iterdir()} == {"ledger.jsonl", "step-00000003", "step-00000004"}
     assert len((aside / "ledger.jsonl").read_text().splitlines()) == 6

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from checkpoint.faults import injected
 from checkpoint.running import STEPS, Ran, read, run, saved_steps
+from distributed.legs import STEPS as STEPS_OF_LEGS
 from distributed.legs import leg, write_config
 
+from gradacc_dist import training
 from gradacc_dist.checkpoint.verify import verify
 from gradacc_dist.errors import DiskError, GradaccError
 
@@ -70,24 +73,30 @@ def test_b5_a_fault_on_one_rank_is_met_by_all(pools, tmp_path, call, error):
         assert (" bytes needed, " in message) == bool(file)
 
 
-def train_until_it_fails(world, config, output) -> GradaccError | None:
-    try:
-        leg(world, config, output, "ddp", 3, 10)
-    except GradaccError as error:
-        return error
-    return None
+def train_until_it_fails(world, config, output) -> tuple[GradaccError | None, int]:
+    """The error, and how many windows this rank has trained on."""
+    with patch.object(training, "train_step", side_effect=training.train_step) as steps:
+        try:
+            leg(world, config, output, "ddp", 3, STEPS_OF_LEGS)
+        except GradaccError as error:
+            return error, steps.call_count
+    return None, steps.call_count
 
 
-@pytest.mark.parametrize(("first", "last"), [(3, 2), (10, 9)])
-def test_a_ledger_that_cannot_be_written_ends_every_rank(pools, tmp_path, first, last):
+@pytest.mark.parametrize("first", [3, STEPS_OF_LEGS])
+def test_a_ledger_that_cannot_be_written_ends_every_rank(pools, tmp_path, first):
     """Line `first` and those after it are lost. The others do not wait for rank 0 until a
-    collective times out: they leave with its exit code, and no checkpoint speaks of the line."""
+    collective times out: they learn of it with the next window, leave with its exit code, and no
+    checkpoint speaks of the line."""
     config, path = write_config(tmp_path), tmp_path / "run" / "ledger.jsonl"
     pid = pools[2].run(pid_of)[0]
     with injected(pid, path, f"write:error=ENOSPC:when={first}+"):
-        errors = pools[2].run(train_until_it_fails, str(config), str(path.parent))
-    assert [error.exit_code for error in errors] == [25, 25]
+        ended = pools[2].run(train_until_it_fails, str(config), str(path.parent))
+    errors, num_steps = zip(*ended, strict=True)
+    assert set(num_steps) == {min(first + 1, STEPS_OF_LEGS)}
+    assert [error.exit_code for error in errors] == [DiskError.exit_code] * 2
     assert f"{path}: cannot be written: No space left on device (disk /" in str(errors[0])
     assert "rank 0 failed" in str(errors[1])
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()][-1] == last
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == list(range(1, first))
     assert not list(path.parent.glob("checkpoints/step-*"))

@@ -3,13 +3,14 @@
 import pytest
 from checkpoint.test_beginning import begin, dumped, leave, steps
 
-from gradacc_dist.checkpoint.launch import LAUNCH, VARIABLE, launch_id
+from gradacc_dist.checkpoint.launch import LAUNCH, launch_id
 from gradacc_dist.errors import ConfigError
+from gradacc_dist.exits import LAUNCH_ID
 
 
 def test_the_launcher_names_the_launch():
-    assert launch_id({VARIABLE: "job-7"}) == "job-7"
-    assert launch_id({VARIABLE: ""}) is launch_id({}) is None
+    assert launch_id({LAUNCH_ID: "job-7"}) == "job-7"
+    assert launch_id({LAUNCH_ID: ""}) is launch_id({}) is None
 
 
 @pytest.mark.parametrize("orders", [{"overwrite": True}, {"resume": "never"}], ids=str)

@@ -19,6 +19,8 @@ STATE = {
     "seed": 3,
     "num_steps": 8,
     "loss_scale": None,
+    "loss_scale_updates": 0,
+    "loss_scale_borne": 0,
     "ledger_bytes": 100,
     "elapsed_seconds": 1.5,
     "tracker_id": None,

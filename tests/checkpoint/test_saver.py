@@ -60,12 +60,14 @@ def test_a_save_due_while_one_is_under_way_waits_for_it(pools, tmp_path):
 
 def test_saves_cost_no_collective_per_step(pools, tmp_path):
     """An all-reduce for the agreement ahead, one for the loss, and nothing else; a save adds one
-    gather, for the hashes of its shards, whatever the number of steps it takes."""
+    of each, to learn whether rank 0 can vouch for the ledger, and for the hashes of its shards,
+    whatever the number of steps it takes."""
     long = Case((9,) * 4, (1.0,) * 4, window=4, steps=40, dtype="float32")
     policy = {**NEVER, "every_steps": 10}
     for ran in pools[2].run(run, tmp_path / "run", policy, "ddp", (), None, long):
         first, *rest, _ = ran.collectives  # of the last, the final save is waited for
-        assert {all_reduces for all_reduces, _ in rest} == {2}
+        assert {all_reduces for all_reduces, _ in rest} == {2, 3}
+        assert sum(all_reduces - 2 for all_reduces, _ in rest) == 3
         assert sum(gathers for _, gathers in rest) == 3
         assert first[1] == 0
 

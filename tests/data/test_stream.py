@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from writing import WRITERS, json_lines
 
 from gradacc_dist.config.schema import Config
+from gradacc_dist.data import tokenizer as tokenizers
 from gradacc_dist.data.load import load_data
 from gradacc_dist.data.order import Order
 from gradacc_dist.data.sources import Source
@@ -316,6 +317,8 @@ def test_a_stream_is_known_without_reading_it_all(tmp_path, embedded_tokenizer, 
     shutil.copy(path, moved)
     assert stream(embedded_tokenizer, moved).sha256 == sha256
     assert stream(embedded_tokenizer, path, max_length=99).sha256 != sha256
+    monkeypatch.setattr("gradacc_dist.data.tokenizer._texts", lambda: iter(["another corpus"]))
+    assert stream(tokenizers._train(), path).sha256 != sha256
     moved.write_text(moved.read_text().replace("say 1:", "SAY 1:"))
     assert stream(embedded_tokenizer, moved).sha256 != sha256
     assert stream(embedded_tokenizer, json_lines(moved, ROWS[:-1])).sha256 != sha256

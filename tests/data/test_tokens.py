@@ -71,6 +71,10 @@ def test_the_cache_is_found_by_content(tmp_path, tokenizer, monkeypatch):
     assert (len(made), len(changed)) == (1, len(ROWS) - 1)
     prepare(write(tmp_path / "a.jsonl", ROWS), tokenizer, 16, tmp_path)
     assert len(made) == 2
+    # The embedded tokenizer is another under a Python with other sources.
+    monkeypatch.setattr(tokenizers, "_texts", lambda: iter(["another corpus"]))
+    other = prepare(write(tmp_path / "a.jsonl", ROWS), tokenizers._train(), 512, tmp_path)
+    assert other.sha256 != first.sha256
 
 
 def prepare_in_process(source: Source, cache: Path, queue) -> None:

@@ -28,6 +28,7 @@ from gradacc_dist.config.schema import Engine as EngineConfig
 from gradacc_dist.config.schema import Optimizer, Precision
 from gradacc_dist.denominator import Denominator
 from gradacc_dist.engines import build_engine
+from gradacc_dist.engines.loss_scale import ScaleState
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.objectives.causal_lm import CausalLM
 from gradacc_dist.objectives.terms import ObjectiveModule
@@ -378,7 +379,7 @@ def scaled_lower(world, case, layout, saved):
     """A second leg under a loss scale of 2^10, and the scales it ended with. Collective."""
     engine = build(world, dataclasses.replace(case, seed=OTHER_SEED), layout)
     engine.load_state(pickle.loads(saved))
-    engine.restore_loss_scale(2.0**10)
+    engine.restore_loss_scale(ScaleState(2.0**10, 0))
     scale = engine.loss_scale
     leg = run_leg(world, engine, case, SAVED_AFTER, len(SIZES))
     return reported(world, [leg]), (scale, engine.loss_scale)
@@ -396,7 +397,7 @@ def test_float16_goes_on_at_its_loss_scale(pools, source, name):
 
 def restored(world, case, layout):
     engine = build(world, case, layout)
-    engine.restore_loss_scale(2.0**10)
+    engine.restore_loss_scale(ScaleState(2.0**10, 0))
     return engine.loss_scale
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from distributed.cases import VOCABULARY, Case, reference, worst_error
+from distributed.legs import STEPS, leg, write_config
 from distributed.product import run_windows
 from distributed.test_exactness import TOLERANCE, mixed
 from launching import ledger, train
@@ -77,6 +78,31 @@ def test_gradients_and_weights_equal_the_single_process_run(pools, data, title):
                 assert error <= TOLERANCE, f"{ranks} ranks: {parameter} off by {error}"
             assert worst_error(trace.weights, truth.weights)[0] <= TOLERANCE
             np.testing.assert_allclose(trace.losses, truth.losses, rtol=TOLERANCE)
+
+
+@pytest.mark.cluster
+def test_b12_a_streamed_run_that_moves_is_the_run_that_stayed(pools, tmp_path):
+    """Stopped in mid-epoch, in either epoch, and continued by other ranks with other micro-batches:
+    ids and denominators exactly, loss and gradient norm to fp32 rounding (see test_moved_runs)."""
+    config = str(write_config(tmp_path))
+    streamed = ["--data.streaming", "true", "--data.shuffle_buffer", "7"]
+    stayed, moved = tmp_path / "stayed", tmp_path / "moved"
+    pools[1].run(leg, config, str(stayed), "single", 3, STEPS, *streamed)
+    for name, ranks, micro_batch, stop in [
+        ("ddp", 2, 2, 2),
+        ("single", 1, 5, 6),
+        ("fsdp2", 2, 3, STEPS),
+    ]:
+        pools[ranks].run(leg, config, str(moved), name, micro_batch, stop, *streamed)
+        assert len(ledger(moved)) == stop
+    ours, theirs = ledger(moved), ledger(stayed)
+    assert [line["ranks"] for line in ours] == [2] * 2 + [1] * 4 + [2] * 4
+    assert {line["epoch"] for line in ours[:6]} == {0, 1}
+    for mine, other in zip(ours, theirs, strict=True):
+        for exact in ("step", "example_ids_sha256", "supervised_tokens", "epoch", "examples_seen"):
+            assert mine[exact] == other[exact]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
 def test_a_mistake_that_one_rank_meets_ends_all_in_its_step(data, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from test_train import write_rows
 pytestmark = pytest.mark.cluster
 STEPS = 90
 LIMIT_SECONDS = 400
-LAUNCH = "comes_and_goes"
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,15 @@ def alone(config) -> list[dict]:
 class Node:
     """`gradacc train` on a host, one rank."""
 
-    def __init__(self, host: Host, config: Path, output: Path, port: int) -> None:
+    def __init__(self, host: Host, config: Path, output: Path, port: int, *flags: str) -> None:
         self.host = host
         self._shown = output.parent / f"{output.name}-{host.name}.txt"
         words = ["train", "--config", str(config), "--nodes", "1:2", "--ranks", "1", "--cpu"]
+        words += ["--run.output_dir", str(output)]
         said = {"MASTER_ADDR": "n1", "MASTER_PORT": str(port), "GRADACC_LAUNCH_ID": output.name}
         with self._shown.open("a") as shown:
             self.process = subprocess.Popen(
-                host.command(
-                    [sys.executable, "-m", "launcher", *words, "--run.output_dir", str(output)]
-                ),
+                host.command([sys.executable, "-m", "launcher", *words, *flags]),
                 env=environment() | said,
                 cwd=ROOT,
                 stdout=shown,
@@ -96,13 +95,6 @@ def until(happened: Callable[[], bool], *nodes: Node) -> None:
         time.sleep(0.1)
 
 
-def at(output: Path, ranks: int, step: int) -> bool:
-    """Whether the last step taken was by so many ranks, and that far at least."""
-    if not (output / "ledger.jsonl").exists() or not (records := ledger(output)):
-        return False
-    return records[-1]["ranks"] == ranks and records[-1]["step"] >= step
-
-
 def same_run(output: Path, alone: list[dict]) -> None:
     """ids and denominators exactly; gradient norms to fp32 rounding that so many steps let grow."""
     records = ledger(output)
@@ -113,41 +105,75 @@ def same_run(output: Path, alone: list[dict]) -> None:
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
+@dataclass
+class Launch:
+    """One launch, on as many hosts as it is started on."""
+
+    config: Path
+    output: Path
+    port: int
+    nodes: list[Node] = field(default_factory=list)
+
+    def start(self, host: Host, *flags: str) -> Node:
+        self.nodes.append(Node(host, self.config, self.output, self.port, *flags))
+        return self.nodes[-1]
+
+    def at(self, ranks: int, step: int) -> bool:
+        """Whether the last step taken was by so many ranks, and that far at least."""
+        path = self.output / "ledger.jsonl"
+        if not path.exists() or not (records := ledger(self.output)):
+            return False
+        return records[-1]["ranks"] == ranks and records[-1]["step"] >= step
+
+
 @pytest.fixture
-def started(config, two_hosts) -> Iterator[Callable[[Host], Node]]:
-    """Starts `gradacc train` on a host, for one launch; ends what is left of it."""
+def launch(config, two_hosts, request) -> Iterator[Launch]:
+    """Ends what is left of it."""
     one, _ = two_hosts
-    port, nodes = one.free_port(sys.executable), []
-
-    def start(host: Host) -> Node:
-        nodes.append(Node(host, config, config.parent / LAUNCH, port))
-        return nodes[-1]
-
-    yield start
-    for node in nodes:
+    begun = Launch(config, config.parent / request.node.name, one.free_port(sys.executable))
+    yield begun
+    for node in begun.nodes:
         node.lose()
 
 
-def test_b11_nodes_are_lost_and_join(config, alone, two_hosts, started):
+def test_b11_nodes_are_lost_and_join(alone, two_hosts, launch):
     """One is lost, and the run shrinks; one joins, and it grows; the one that all meet at is lost,
     and a scheduler starts both again: still the same run."""
     one, other = two_hosts
-    output = config.parent / LAUNCH
 
-    first, second = started(one), started(other)
-    until(lambda: at(output, ranks=2, step=12), first, second)
+    first, second = launch.start(one), launch.start(other)
+    until(lambda: launch.at(ranks=2, step=12), first, second)
     second.lose()
-    until(lambda: at(output, ranks=1, step=24), first)
-    second = started(other)
-    until(lambda: at(output, ranks=2, step=36), first, second)
+    until(lambda: launch.at(ranks=1, step=24), first)
+    second = launch.start(other)
+    until(lambda: launch.at(ranks=2, step=36), first, second)
 
     first.lose()
     assert second.join() == 21, second.shown
     assert "gradacc: rank 0 (host n1" in second.shown
-    first, second = started(one), started(other)
+    first, second = launch.start(one), launch.start(other)
     assert first.join() == 0, first.shown
     assert second.join() == 0, second.shown
 
     assert "were carried out at its first start" in first.shown
-    assert {record["ranks"] for record in ledger(output)} == {1, 2}
-    same_run(output, alone)
+    assert {record["ranks"] for record in ledger(launch.output)} == {1, 2}
+    same_run(launch.output, alone)
+
+
+def test_b14_a_node_that_is_asked_to_leave_saves_and_is_not_started_again(two_hosts, launch):
+    one, _ = two_hosts
+    node = launch.start(one)
+    until(lambda: launch.at(ranks=1, step=3), node)
+    node.process.terminate()
+    assert node.join() == 23, node.shown
+    last = len(ledger(launch.output))
+    assert (launch.output / "checkpoints" / f"step-{last:08d}").is_dir()
+
+
+def test_a_mistake_is_not_tried_again(tmp_path, two_hosts, launch):
+    """torchrun would start the ranks again, whatever they end with."""
+    one, _ = two_hosts
+    (tmp_path / "bad.jsonl").write_text('{"neither": "nor"}\n')
+    node = launch.start(one, "--data.train", str(tmp_path / "bad.jsonl"))
+    assert node.join() == 11, node.shown
+    assert "DataError" in node.shown.splitlines()[-1]

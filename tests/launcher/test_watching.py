@@ -22,6 +22,7 @@ from launcher.launches import Launch, LaunchFolder, Outcome, began, newest
 from launcher.request import Request
 
 HERE = socket.gethostname()
+LATER = time.time() + 3600
 
 
 def record(step: int) -> TrainRecord:
@@ -108,13 +109,31 @@ def test_a_run_that_has_just_been_started_has_no_figures(tmp_path):
         ({"pid": "dead"}, None, None, "ended without a word", False),
         # Another process with the number of one that ended.
         ({"pid_began": 1}, None, None, "ended without a word", False),
-        ({"pid": "dead"}, Outcome(0, "", 0.0), None, "finished", False),
-        ({"pid": "dead"}, Outcome(11, "bad row", 0.0), None, "ended with exit code 11", False),
+        ({"pid": "dead"}, Outcome(0, "", LATER), None, "finished", False),
+        (
+            {"pid": "dead"},
+            Outcome(11, "bad row", LATER),
+            None,
+            "ended with exit code 11",
+            False,
+        ),
         ({"host": "elsewhere"}, None, None, "not known from this host", None),
         ({"job_id": "7", "kind": "slurm"}, None, "PENDING (Resources)", "PENDING", True),
         # Started again: the outcome is that of the try before.
-        ({"job_id": "7", "kind": "slurm"}, Outcome(23, "", 0.0), "RUNNING (n1)", "RUNNING", True),
-        ({"job_id": "7", "kind": "slurm"}, Outcome(24, "", 0.0), None, "exit code 24", False),
+        (
+            {"job_id": "7", "kind": "slurm"},
+            Outcome(23, "", LATER),
+            "RUNNING (n1)",
+            "RUNNING",
+            True,
+        ),
+        (
+            {"job_id": "7", "kind": "slurm"},
+            Outcome(24, "", LATER),
+            None,
+            "exit code 24",
+            False,
+        ),
     ],
 )
 def test_states(tmp_path, monkeypatch, fields, outcome, queue, text, goes_on):
@@ -196,5 +215,5 @@ def test_the_newest_launch_is_the_one_that_counts(tmp_path):
     noted(tmp_path)
     later = LaunchFolder.of(tmp_path, "20260102T000000-000000")
     launch = noted(tmp_path).read_launch()
-    later.write_launch(replace(launch, id="20260102T000000-000000"))
+    later.write_launch(replace(launch, id="20260102T000000-000000", started=launch.started + 1))
     assert newest(tmp_path)[0] == later

@@ -28,6 +28,7 @@ from gradacc_dist.observe.tracker import Tracker, environment
 pytestmark = pytest.mark.cluster
 
 KEY = "0123456789abcdef" * 2 + "keycanry"  # the form that wandb takes for a key: 40 characters
+ID = "a1b2c3d4"
 CANARIES = (KEY, "canary-in-environment", "canary-in-argv")
 UNREACHABLE = ("refuses", "stalls", "401", "500")
 
@@ -128,6 +129,8 @@ def test_an_offline_run_says_what_ran(offline):
     assert told.pop("world") == {"ranks": 1, "engine": "single", "reduction_factor": 1.0}
     assert told == resolved
     assert (recorded.run.project, recorded.run.display_name) == ("gradacc_dist", "offline")
+    (state,) = output.glob("checkpoints/step-*/state.json")
+    assert json.loads(state.read_text())["tracker_id"] == recorded.run.run_id
     assert list(recorded.run.tags) == ["micro_batch_mean: the historical bug, for comparison"]
 
 
@@ -195,7 +198,7 @@ class Tracked:
         self.output = output
         self.said: list[str] = []
         self.path = output / "ledger.jsonl"
-        self.tracker = Tracker(config_of(output, mode), self.path, self.said.append)
+        self.tracker = Tracker(config_of(output, mode), self.path, ID, self.said.append)
         with Ledger(self.path) as self.ledger, self.tracker:
             self.write(*steps)
             self.midway()
@@ -237,6 +240,16 @@ def test_an_online_run_sends_the_same_values(good_server, tmp_path):
     sent = json.dumps([good_server.uploads, good_server.history])
     assert "examples_seen" in sent
     assert not any(canary in sent for canary in CANARIES)
+
+
+def test_b17_a_run_that_goes_on_is_the_same_run_and_sends_no_step_twice(good_server, tmp_path):
+    """It ended after step 4, and goes on from a checkpoint of step 2."""
+    path = Tracked(tmp_path, "online", 1, 2, 3, 4).path
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    tracked = Tracked(tmp_path, "online", 3, 4, 5, 6)
+    assert tracked.said == []
+    assert [row["_step"] for row in good_server.history] == [1, 2, 3, 4, 5, 6]
+    assert {upload["name"] for upload in good_server.uploads} == {ID}
 
 
 def test_b17_a_server_that_stalls_midway(good_server, tmp_path):
@@ -316,7 +329,7 @@ def test_nan_is_nan_and_a_failed_run_is_a_failed_run(tmp_path):
     path, said = tmp_path / "ledger.jsonl", []
 
     def fail() -> None:
-        with Ledger(path) as written, Tracker(config_of(tmp_path), path, said.append):
+        with Ledger(path) as written, Tracker(config_of(tmp_path), path, ID, said.append):
             written.write(train_record(1, loss=math.nan))
             written.write(eval_record(1))
             raise KeyError("planted")
@@ -355,7 +368,7 @@ def test_a_training_that_is_killed_leaves_a_whole_run(tmp_path):
 
 def test_a_process_that_dies_is_one_warning(tmp_path):
     path, said = tmp_path / "ledger.jsonl", []
-    with Ledger(path) as written, Tracker(config_of(tmp_path), path, said.append) as tracker:
+    with Ledger(path) as written, Tracker(config_of(tmp_path), path, ID, said.append) as tracker:
         written.write(train_record(1))
         os.kill(tracker._process.pid, signal.SIGKILL)
     (warning,) = said
@@ -365,7 +378,7 @@ def test_a_process_that_dies_is_one_warning(tmp_path):
 def test_a_process_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr("gradacc_dist.observe.tracker.END_SECONDS", 0.5)
     path, said = tmp_path / "ledger.jsonl", []
-    with Ledger(path), Tracker(config_of(tmp_path), path, said.append) as tracker:
+    with Ledger(path), Tracker(config_of(tmp_path), path, ID, said.append) as tracker:
         os.kill(tracker._process.pid, signal.SIGSTOP)
     (warning,) = said
     assert "had not sent everything after 0.5 seconds" in warning
@@ -375,7 +388,7 @@ def test_a_process_that_hangs_is_ended(tmp_path, monkeypatch):
 def test_a_process_that_cannot_start_is_one_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
     said = []
-    with Tracker(config_of(tmp_path), tmp_path / "ledger.jsonl", said.append) as tracker:
+    with Tracker(config_of(tmp_path), tmp_path / "ledger.jsonl", ID, said.append) as tracker:
         tracker.poll()
     (warning,) = said
     assert "its process did not start: " in warning
