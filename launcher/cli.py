@@ -173,17 +173,22 @@ def request_of(
 
 
 def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
-    from launcher.running import check, run, show
+    from gradacc_dist.exits import LAUNCH_ID
+    from launcher.running import check, output_of, run, show
+    from launcher.watching import require_alone
 
     request = request_of(asked, tuple(flag for flag in flags if flag != "--check"))
     if "--check" in flags:
         return check(request, os.environ)
+    if not asked.dry_run and not os.environ.get(LAUNCH_ID):
+        require_alone(output_of(request, os.environ))
     return show(request, os.environ) if asked.dry_run else run(request, os.environ)
 
 
 def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
     from launcher import local, slurm
     from launcher.running import output_of
+    from launcher.watching import require_alone
 
     request = request_of(asked, flags)
     if asked.slurm:
@@ -196,6 +201,7 @@ def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
         raise ConfigError("--sbatch and --dry-run go with --slurm, not with --local")
     else:
         where, output = "training in the background", output_of(request, os.environ)
+        require_alone(output)
         local.submit(request, output)
     print(f"{where}; watch it with: gradacc status {shlex.quote(str(output))}")
 

@@ -47,6 +47,12 @@ class Launch:
     pid_began: int | None = None
     job_id: str | None = None
 
+    @classmethod
+    def of_process(cls, pid: int, launch_id: str, kind: Kind, command: tuple[str, ...]) -> Self:
+        """One that the process `pid` of this host has just begun."""
+        here, now = socket.gethostname(), time.time()
+        return cls(launch_id, kind, here, now, command, pid=pid, pid_began=began(pid))
+
     @property
     def is_here(self) -> bool:
         """Whether it was started from this host."""
@@ -155,7 +161,8 @@ def began(pid: int) -> int | None:
 
 def is_alive(launch: Launch) -> bool:
     """Whether the launch's process runs, on this host."""
-    return launch.is_here and launch.pid is not None and began(launch.pid) == launch.pid_began
+    ticks = began(launch.pid) if launch.is_here and launch.pid is not None else None
+    return ticks is not None and ticks == launch.pid_began
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

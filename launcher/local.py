@@ -7,24 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from gradacc_dist.errors import ConfigError, DiskError
 from gradacc_dist.exits import LAUNCH_ID
-from launcher.launches import KIND, Launch, LaunchFolder, began, is_alive, new_id, newest
+from launcher.launches import KIND, Launch, LaunchFolder, is_alive, new_id
 from launcher.request import Request
 
 
 def submit(request: Request, output: Path) -> LaunchFolder:
     """Start `gradacc train` for `request`, into the output folder `output`; return its notes.
 
-    Raises ConfigError where a launch of the same run is alive, and DiskError.
+    Raises DiskError.
     """
-    _require_alone(output)
     launch_id = new_id()
     folder = LaunchFolder.of(output, launch_id)
-    words = ("train", *request.command_line())
+    words = request.train_words
     with DiskError.naming(folder.log):
         folder.path.mkdir(parents=True)
         with folder.log.open("xb") as log:
@@ -36,22 +34,17 @@ def submit(request: Request, output: Path) -> LaunchFolder:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # nothing that ends this terminal reaches it
             )
-    folder.write_launch(
-        Launch(
-            id=launch_id,
-            kind="local",
-            host=socket.gethostname(),
-            started=time.time(),
-            command=words,
-            pid=process.pid,
-            pid_began=began(process.pid),
-        )
-    )
+    folder.write_launch(Launch.of_process(process.pid, launch_id, "local", words))
     return folder
 
 
 def stop(launch: Launch) -> None:
     """Ask the run to save and leave. Raises ConfigError from a host other than its own."""
+    if launch.kind == "kubernetes":
+        raise ConfigError(
+            f"the run is on Kubernetes (pod {launch.host}); kubectl delete -f its manifest: it "
+            "saves a checkpoint and leaves"
+        )
     if not launch.is_here:
         raise ConfigError(
             f"the run was started on {launch.host}; say gradacc stop there (this is "
@@ -60,16 +53,3 @@ def stop(launch: Launch) -> None:
     if is_alive(launch):
         assert launch.pid is not None, "what is alive has a process"
         os.kill(launch.pid, signal.SIGTERM)
-
-
-def _require_alone(output: Path) -> None:
-    try:
-        _, launch = newest(output)
-    except ConfigError:
-        return
-    if is_alive(launch):
-        raise ConfigError(
-            f"{output} has a run going on: process {launch.pid} (launch {launch.id}); watch it "
-            f"with gradacc status {output}, end it with gradacc stop {output}, or choose another "
-            "--run.output_dir"
-        )

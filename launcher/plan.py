@@ -23,10 +23,7 @@ SHUTDOWN_SECONDS = 3600
 
 # A lost node is noticed after interval x attempts, a new one let in after the last call; torch's
 # own figures are 15 s and more. read_timeout is a node's patience with the store of the first.
-ELASTIC_CONF = (
-    "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,read_timeout=10,"
-    "join_timeout=3600"
-)
+ELASTIC_CONF = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,read_timeout=10"
 MONITOR_SECONDS = "0.5"
 MAX_RESTARTS = "100"
 
@@ -83,30 +80,31 @@ def plan(request: Request, machine: Machine, place: Place, launch_id: str, exits
 
     Raises ConfigError where the machine cannot do what is asked.
     """
-    layout = layout_of(request, machine)
+    layout, num_nodes = layout_of(request, machine), request.nodes.maximum
     environ = {LAUNCH_ID: launch_id, EXITS: str(exits)}
     environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
     if layout.device == "cpu":
         # torchrun would give each rank one thread.
         environ["OMP_NUM_THREADS"] = str(max(1, machine.num_cores // layout.ranks))
+    if layout.device == "cpu" and (request.nodes.is_elastic or layout.total(num_nodes) == 1):
+        environ["CUDA_VISIBLE_DEVICES"] = "-1"  # accelerate's configurations say it for theirs
     if request.nodes.is_elastic:
         # Without it a node that joins cannot reach the store, and ends the run of the others.
         environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        if layout.device == "cpu":
-            environ["CUDA_VISIBLE_DEVICES"] = "-1"
         argv = (*_torchrun(request, layout, place, launch_id), *request.program)
         return Command(argv, environ, restarts=True)
+    if layout.total(num_nodes) == 1:
+        # A launcher of one rank could only come between it and a signal.
+        return Command((sys.executable, "-m", *request.program), environ)
     return Command((*_accelerate(request, layout, place), *request.program), environ)
 
 
 def _accelerate(request: Request, layout: Layout, place: Place) -> tuple[str, ...]:
     num_nodes = request.nodes.maximum
-    if layout.total(num_nodes) == 1:
-        return (_program("accelerate"), "launch", *_config_file(f"{layout.device}_single"), "-m")
+    launch = (*_module("accelerate.commands.launch"), "--config_file")
     ranks = ("--num_processes", str(layout.total(num_nodes)))
     if num_nodes == 1:
-        ports = _config_file(f"{layout.device}_ddp")
-        return (_program("accelerate"), "launch", *ports, *ranks, "-m")
+        return (*launch, _shipped(f"{layout.device}_ddp"), *ranks, "-m")
     meeting = {
         "--num_machines": str(num_nodes),
         "--machine_rank": str(place.rank),
@@ -114,8 +112,7 @@ def _accelerate(request: Request, layout: Layout, place: Place) -> tuple[str, ..
         "--main_process_port": str(place.port),
     }
     words = [word for pair in meeting.items() for word in pair]
-    chosen = _config_file(f"multinode_{layout.device}_ddp")
-    return (_program("accelerate"), "launch", *chosen, *words, *ranks, "-m")
+    return (*launch, _shipped(f"multinode_{layout.device}_ddp"), *words, *ranks, "-m")
 
 
 def _torchrun(request: Request, layout: Layout, place: Place, launch_id: str) -> tuple[str, ...]:
@@ -125,18 +122,18 @@ def _torchrun(request: Request, layout: Layout, place: Place, launch_id: str) ->
         "--rdzv-backend": "c10d",
         "--rdzv-endpoint": f"{place.host}:{place.port}",
         "--rdzv-id": launch_id,
-        "--rdzv-conf": ELASTIC_CONF,
+        "--rdzv-conf": f"{ELASTIC_CONF},join_timeout={request.join_seconds}",
         "--monitor-interval": MONITOR_SECONDS,
         "--max-restarts": MAX_RESTARTS,
     }
     words = [word for pair in settings.items() for word in pair]
-    return (_program("torchrun"), *words, "-m")
+    return (*_module("torch.distributed.run"), *words, "-m")
 
 
-def _config_file(name: str) -> tuple[str, str]:
-    return ("--config_file", str(SHIPPED / "accelerate" / f"{name}.yaml"))
+def _shipped(name: str) -> str:
+    return str(SHIPPED / "accelerate" / f"{name}.yaml")
 
 
-def _program(name: str) -> str:
-    """A program of the environment this one runs in, activated or not."""
-    return str(Path(sys.executable).with_name(name))
+def _module(name: str) -> tuple[str, str, str]:
+    """Of the environment this runs in, activated or not, wherever its programs are."""
+    return (sys.executable, "-m", name)

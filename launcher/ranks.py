@@ -8,15 +8,18 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from gradacc_dist.exits import Exit, read_exits
 from launcher.launches import began
-from launcher.plan import Command
+from launcher.plan import SHUTDOWN_SECONDS, Command
 from launcher.verdict import FINAL, Verdict, verdict
 
 POLL_SECONDS = 1.0
+CLOCK_SECONDS = 30.0
+"""What began on another host so long before this start is of an earlier one, for certain."""
 
 
 def supervised(command: Command, exits: Path) -> Verdict:
@@ -24,31 +27,71 @@ def supervised(command: Command, exits: Path) -> Verdict:
 
     One that starts ranks again is ended where they would only fail again.
     """
-    began_at = time.time()
-    with _Forwarding(exits, command.restarts) as forwarding:
+    here = socket.gethostname()
+    notes = _Notes(exits, here, time.time())
+    with _Forwarding(notes, command.restarts) as forwarding:
         child = subprocess.Popen(command.argv, env={**os.environ, **command.environ})
         forwarding.to(child)
-        fatal = _fatal_end(child, exits, began_at) if command.restarts else None
+        fatal = _fatal_end(child, notes) if command.restarts else None
         status = child.wait()
-    noted = [fatal] if fatal else read_exits(exits)
-    is_new = any(_began_here(each, began_at) for each in noted)
-    return verdict(status, noted if is_new else [], forwarding.was_asked_to_leave)
+        _end_orphans(notes)
+    noted = [fatal] if fatal else notes.read() if notes.of_this_host() else []
+    return verdict(status, noted, forwarding.was_asked_to_leave, here)
 
 
-def _fatal_end(child: subprocess.Popen[bytes], exits: Path, began_at: float) -> Exit | None:
+@dataclass(frozen=True)
+class _Notes:
+    """What ranks have noted in the folder `exits` since this start, on `here` and elsewhere."""
+
+    exits: Path
+    here: str
+    since: float
+
+    def read(self) -> list[Exit]:
+        """Of all hosts."""
+        return [
+            each
+            for each in read_exits(self.exits)
+            if each.began >= self.since - (0 if each.host == self.here else CLOCK_SECONDS)
+        ]
+
+    def of_this_host(self) -> list[Exit]:
+        """Of this host."""
+        return [each for each in self.read() if each.host == self.here]
+
+    def living(self) -> list[int]:
+        """The processes of ranks of this host that have not ended."""
+        return [
+            each.pid
+            for each in self.of_this_host()
+            if each.ended is None and began(each.pid) is not None
+        ]
+
+
+def _fatal_end(child: subprocess.Popen[bytes], notes: _Notes) -> Exit | None:
     """Wait for the end of `child`, or of a rank of it for a reason that stays; then end `child`."""
     while child.poll() is None:
-        for each in read_exits(exits):
-            if each.exit_code and each.exit_code in FINAL and _began_here(each, began_at):
+        for each in notes.of_this_host():
+            if each.exit_code and each.exit_code in FINAL:
                 child.terminate()
                 return each
         time.sleep(POLL_SECONDS)
     return None
 
 
-def _began_here(each: Exit, began_at: float) -> bool:
-    """On this host, and not by an earlier start of the launch."""
-    return each.host == socket.gethostname() and each.began >= began_at
+def _end_orphans(notes: _Notes) -> None:
+    """Of a launcher that was killed. They are asked to leave, and then not asked."""
+    until = time.monotonic() + SHUTDOWN_SECONDS
+    _signal(notes.living(), signal.SIGTERM)
+    while notes.living() and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    _signal(notes.living(), signal.SIGKILL)
+
+
+def _signal(processes: list[int], number: int) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 class _Forwarding:
@@ -59,8 +102,8 @@ class _Forwarding:
     reaches all by the terminal; this process waits for them.
     """
 
-    def __init__(self, exits: Path, restarts: bool) -> None:
-        self._exits, self._restarts = exits, restarts
+    def __init__(self, notes: _Notes, restarts: bool) -> None:
+        self._notes, self._restarts = notes, restarts
         self._child: subprocess.Popen[bytes] | None = None
         self.was_asked_to_leave = False
 
@@ -85,14 +128,7 @@ class _Forwarding:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         leaves = number == signal.SIGTERM
         self.was_asked_to_leave |= leaves
-        here = socket.gethostname()
-        ranks = [
-            each.pid
-            for each in read_exits(self._exits)
-            if each.host == here and each.ended is None and began(each.pid) is not None
-        ]
-        if leaves and self._child is not None and (self._restarts or not ranks):
-            ranks = [self._child.pid]
-        for pid in ranks:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        processes = self._notes.living()
+        if leaves and self._child is not None and (self._restarts or not processes):
+            processes = [self._child.pid]
+        _signal(processes, number)

@@ -69,6 +69,11 @@ class Request:
         """The run's flags, with those that the engine asked for amounts to."""
         return (*self.flags, *(ENGINES[self.engine] if self.engine else ()))
 
+    @property
+    def train_words(self) -> tuple[str, ...]:
+        """The words after `gradacc` that ask for the same."""
+        return ("train", *self.command_line())
+
     def command_line(self) -> tuple[str, ...]:
         """The words after `gradacc train` that ask for the same; flags come last."""
         words = [] if self.config is None else ["--config", str(self.config)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -14,12 +13,12 @@ from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.errors import ConfigError, GradaccError
 from gradacc_dist.exits import LAUNCH_ID
-from launcher.launches import ATTEMPT, KIND, Kind, Launch, LaunchFolder, Outcome, began, new_id
+from launcher.launches import ATTEMPT, KIND, Kind, Launch, LaunchFolder, Outcome, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of, places_of
 from launcher.plan import Layout, layout_of, plan
 from launcher.ranks import supervised
-from launcher.report import report
+from launcher.report import is_own, own_addresses, report
 from launcher.request import Nodes, Request
 from launcher.rollcall import may_be_asked_to_leave, name_of_launch, roll_call
 from launcher.rollmessages import Meeting
@@ -38,12 +37,12 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
     exits = folder.exits / environ.get(ATTEMPT, "1")
     command = plan(request, machine, place, launch_id, exits)
     _announce(request, machine, place, layout)
-    by = environ.get(KIND)
-    speaks = place.rank in (0, None)
-    if speaks and by == "kubernetes":
-        _note(folder, launch_id, "kubernetes", request)  # each try anew: it has another pod
-    elif speaks and not by and folder.read_launch() is None:
-        _note(folder, launch_id, "foreground", request)
+    speaks = place.is_first or (place.rank is None and _leads_here(place.host))
+    by = environ.get(KIND) or "foreground"
+    if speaks and by in ("foreground", "kubernetes"):
+        # Each start anew: it is another process, or another pod.
+        kind: Kind = "kubernetes" if by == "kubernetes" else "foreground"
+        folder.write_launch(Launch.of_process(os.getpid(), launch_id, kind, request.train_words))
     try:
         if request.nodes.maximum > 1 and not request.nodes.is_elastic:
             _meet_to_train(request, place, layout, resolved, environ)
@@ -138,23 +137,18 @@ def say(text: str) -> None:
     print(f"gradacc: {text}", file=sys.stderr, flush=True)
 
 
+def _leads_here(host: str) -> bool:
+    """Whether this is the host that elastic nodes meet at, the one that speaks for them."""
+    return any(map(is_own, own_addresses(host)))
+
+
 def _announce(request: Request, machine: Machine, place: Place, layout: Layout) -> None:
     number = "one" if place.rank is None else str(place.rank)
     is_alone = request.nodes == Nodes()
     where = machine.host if is_alone else f"{machine.host}, node {number} of {request.nodes}"
     say(f"{where}: {layout.ranks} {layout.device.upper()} rank(s) ({layout.reason})")
-
-
-def _note(folder: LaunchFolder, launch_id: str, kind: Kind, request: Request) -> None:
-    words = ("train", *request.command_line())
-    folder.write_launch(
-        Launch(
-            id=launch_id,
-            kind=kind,
-            host=socket.gethostname(),
-            started=time.time(),
-            command=words,
-            pid=os.getpid(),
-            pid_began=began(os.getpid()),
+    if request.nodes.is_elastic:
+        say(
+            f"begins once {request.nodes.minimum} node(s) have met at {place.host}:{place.port}; "
+            f"gives up after {request.join_seconds} s"
         )
-    )

@@ -21,36 +21,41 @@ class Verdict:
     cause: str = ""
 
 
-def verdict(status: int, exits: Sequence[Exit], asked_to_leave: bool) -> Verdict:
+def verdict(
+    status: int, exits: Sequence[Exit], asked_to_leave: bool, here: str | None = None
+) -> Verdict:
     """Of a node's launcher of ranks that ended with `status` (negative: a signal's number).
 
     A launcher of ranks ends the other ranks after the first that fails, so what ended first is the
-    cause; but a rank that was killed leaves no note of it, and the first note is its peers'.
+    cause. But a rank that was killed leaves no note of it, and the first note is its peers'. That
+    is certain of ranks on `here`, whose launcher has ended; others may be waiting still.
     """
     if status == 0:
         return Verdict(0)
     last = _last_of_each_rank(exits)
+    killed = [each for each in last if each.ended is None and each.host == here]
+    elsewhere = [each for each in last if each.ended is None and each.host != here]
     failed = sorted(
         (each for each in last if each.exit_code), key=lambda each: (each.ended or 0, each.is_echo)
     )
-    killed = [each for each in last if each.ended is None]
-    if killed and not asked_to_leave:
+    if (killed or elsewhere) and not asked_to_leave:
         # Ranks that the launcher then told to leave say that they were told to.
         failed = [each for each in failed if each.exit_code != PREEMPTED]
     if failed and failed[0].is_ours:
         first = _spokesman(failed)
         assert first.exit_code is not None, "only ranks that ended with a code are here"
-        return Verdict(first.exit_code, f"{_who(first)}: {first.error}: {_first_line(first)}")
+        return Verdict(first.exit_code, _said(first))
     if asked_to_leave and not failed:
-        return Verdict(PREEMPTED, "asked to leave before there was anything to save")
+        late = f"; {_who(*killed)} ended without a word" if killed else ""
+        return Verdict(PREEMPTED, f"asked to leave, and left without a checkpoint{late}")
     if killed:
-        names = ", ".join(_who(each) for each in killed)
-        return Verdict(
-            PEER_LOST,
-            f"{names} ended without a word: killed (SIGKILL, out of memory?), or its host is lost",
-        )
+        return Verdict(PEER_LOST, f"{_who(*killed)} ended without a word: killed (out of memory?)")
+    if elsewhere:
+        first_words = f"{_said(failed[0])}; " if failed else ""
+        lost = "ended without a word: killed, lost with its host, or waiting still"
+        return Verdict(PEER_LOST, f"{first_words}{_who(*elsewhere)} {lost}")
     if failed:
-        return Verdict(1, f"{_who(failed[0])}: {failed[0].error}: {_first_line(failed[0])}")
+        return Verdict(1, _said(failed[0]))
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     return Verdict(1, f"the launcher of ranks ended with {how} before any rank began; see above")
 
@@ -69,10 +74,10 @@ def _spokesman(failed: Sequence[Exit]) -> Exit:
     return same[0] if first.is_echo and same else first
 
 
-def _who(each: Exit) -> str:
-    return f"rank {each.rank} (host {each.host}, process {each.pid})"
+def _who(*ranks: Exit) -> str:
+    return ", ".join(f"rank {each.rank} (host {each.host}, process {each.pid})" for each in ranks)
 
 
-def _first_line(each: Exit) -> str:
+def _said(each: Exit) -> str:
     lines = each.message.strip().splitlines()
-    return lines[0] if lines else "no message"
+    return f"{_who(each)}: {each.error}: {lines[0] if lines else 'no message'}"

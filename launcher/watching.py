@@ -19,6 +19,8 @@ from launcher import local, slurm
 from launcher.launches import LAUNCHES, Launch, LaunchFolder, is_alive, newest
 
 POLL_SECONDS = 0.5
+SLURM_POLL_SECONDS = 5.0
+"""Its controller serves many."""
 UNKNOWN = "not known from this host"
 
 
@@ -32,7 +34,8 @@ class State:
 
 def runs_here() -> list[Path]:
     """Output folders below `runs/` that a launch was noted in. Raises ConfigError without any."""
-    found = sorted(path.parent for path in Path("runs").glob(f"*/{LAUNCHES}"))
+    noted = Path("runs").glob(f"*/{LAUNCHES}/*/launch.json")
+    found = sorted({path.parents[2] for path in noted})
     if not found:
         raise ConfigError(f"no run in {Path('runs').absolute()}; name the run.output_dir of one")
     return found
@@ -51,6 +54,21 @@ def status(output: Path) -> str:
     return "\n".join(f"{name:<11} {text}" for name, text in rows.items())
 
 
+def require_alone(output: Path) -> None:
+    """Raises ConfigError where a launch of the run in `output` goes on, or waits to."""
+    try:
+        folder, launch = newest(output)
+    except ConfigError:
+        return
+    state = state_of(folder, launch)
+    if state.goes_on:
+        raise ConfigError(
+            f"{output} has a run going on: {_where(launch)}, {state.text}; watch it with gradacc "
+            f"status {output}, end it with gradacc stop {output}, or choose another "
+            "--run.output_dir"
+        )
+
+
 def state_of(folder: LaunchFolder, launch: Launch) -> State:
     """What the launch is doing, or how it ended."""
     outcome = folder.read_outcome()
@@ -61,8 +79,8 @@ def state_of(folder: LaunchFolder, launch: Launch) -> State:
     elif is_alive(launch):
         leaving = " (asked to leave)" if folder.stop.exists() else ""
         return State(f"running{leaving}", goes_on=True)
-    if launch.kind == "kubernetes" and outcome is not None and outcome.ended < launch.started:
-        outcome = None  # of the try before: this one has another pod
+    if outcome is not None and outcome.ended < launch.started and launch.job_id is None:
+        outcome = None  # of an earlier start of the same launch
     if outcome is not None:
         how = "finished" if not outcome.exit_code else f"ended with exit code {outcome.exit_code}"
         cause = f": {outcome.cause}" if outcome.cause else ""
@@ -82,6 +100,8 @@ def logs(output: Path, *, follow: bool) -> None:
     folder, launch = newest(output)
     if not folder.log.exists():
         kept = "printed to the terminal it was started from"
+        if launch.kind == "kubernetes":
+            kept = f"printed to its pods; kubectl logs {launch.host} shows it"
         if launch.job_id is not None:
             kept = f"has printed nothing yet ({state_of(folder, launch).text})"
         raise ConfigError(f"{output}: launch {launch.id} {kept}")
@@ -108,7 +128,7 @@ def stop(output: Path) -> str:
         folder.ask_to_stop()
     print(f"asked launch {launch.id} to save and leave; waiting (Ctrl-C leaves it to it)")
     while state_of(folder, launch).goes_on:
-        time.sleep(POLL_SECONDS)
+        _wait_a_little(launch)
     return f"{output}: {state_of(folder, launch).text}"
 
 
@@ -122,7 +142,11 @@ def _parts(
             yield part
         if not goes_on:
             return
-        time.sleep(POLL_SECONDS)
+        _wait_a_little(launch)
+
+
+def _wait_a_little(launch: Launch) -> None:
+    time.sleep(POLL_SECONDS if launch.job_id is None else SLURM_POLL_SECONDS)
 
 
 def _progress(output: Path) -> dict[str, str]:

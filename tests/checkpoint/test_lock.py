@@ -84,12 +84,15 @@ def test_b18_an_owner_that_let_go_is_not_called_dead(
 def test_b18_a_forked_worker_that_outlives_its_run_does_not_keep_the_folder(
     tmp_path: Path,
 ) -> None:
-    fork = "import os; child = os.fork()\n    if not child: time.sleep(30); os._exit(0)"
-    report = "\n    Path(sys.argv[1], 'child').write_text(str(child))"
+    fork = "import os; child = os.fork()\n    if not child: "
+    # By the worker itself: until fork returns in it, it may hold what it is about to let go.
+    report = "Path(sys.argv[1], str(os.getpid())).touch(); time.sleep(30); os._exit(0)"
     with start_owner(tmp_path, fork + report) as owner:
+        while not (reported := [path for path in tmp_path.iterdir() if path.name.isdecimal()]):
+            time.sleep(0.01)
         owner.kill()
         owner.wait()
-        worker = int((tmp_path / "child").read_text())
+        worker = int(reported[0].name)
         try:
             os.kill(worker, 0)  # it is alive
             with RunLock(tmp_path) as lock:

@@ -95,7 +95,7 @@ def by_a_shell(text: str, shell: str) -> tuple[list[str], dict[str, str]]:
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_printed_command_means_the_same_in_a_shell(case, shell, tmp_path, monkeypatch):
-    folder = fake(tmp_path / "it's a bin", "accelerate", "torchrun")
+    folder = fake(tmp_path / "it's a bin", "python")
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     command = command_of(case)
     assert Path(command.argv[0]).parent == folder
@@ -105,7 +105,7 @@ def test_a_printed_command_means_the_same_in_a_shell(case, shell, tmp_path, monk
 
 
 def test_values_of_variables_survive_a_shell(tmp_path):
-    program = fake(tmp_path / "bin", "accelerate") / "accelerate"
+    program = fake(tmp_path / "bin", "python") / "python"
     environ = {f"GRADACC_{number}": text for number, text in enumerate(AWKWARD)}
     _, variables = by_a_shell(str(Command((str(program),), environ)), "bash")
     assert variables == environ
@@ -127,7 +127,7 @@ def bare(monkeypatch):
 @pytest.fixture
 def printing(bare, tmp_path, monkeypatch):
     """Where the programs that would start ranks print what they are called with."""
-    folder = fake(tmp_path / "bin", "accelerate", "torchrun")
+    folder = fake(tmp_path / "bin", "python")
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -3,7 +3,8 @@
 import pytest
 
 from gradacc_dist.exits import Exit
-from launcher.verdict import Verdict, verdict
+from launcher.verdict import Verdict
+from launcher.verdict import verdict as verdict_of
 
 
 def rank(number: int, code: int | None, at: float | None = 10.0, **more) -> Exit:
@@ -12,6 +13,11 @@ def rank(number: int, code: int | None, at: float | None = 10.0, **more) -> Exit
     pid, began = 100 + number, more.pop("began", 1.0)
     who = {"rank": number, "ranks": more.pop("ranks", 4), "host": more.pop("host", "n1")}
     return Exit(**who, pid=pid, began=began, ended=ended, exit_code=code, **more)
+
+
+def verdict(status: int, exits: list[Exit], asked_to_leave: bool) -> Verdict:
+    """As the launcher of n1 sees it."""
+    return verdict_of(status, exits, asked_to_leave, here="n1")
 
 
 def ours(number: int, code: int, message: str, **more) -> Exit:
@@ -68,7 +74,23 @@ def test_b16_a_rank_that_was_killed_is_named_and_its_peers_are_not_to_blame():
     said = verdict(1, exits, asked_to_leave=False)
     assert said.exit_code == 21
     assert "rank 0 (host n1, process 100) ended without a word" in said.cause
-    assert "SIGKILL, out of memory" in said.cause
+    assert "killed (out of memory?)" in said.cause
+
+
+def test_a_rank_elsewhere_that_has_not_ended_may_be_waiting_still():
+    """For one that failed here with an error of a library, which comes first."""
+    exits = [theirs(0, "CUDA out of memory"), rank(1, None, host="n2")]
+    said = verdict(1, exits, asked_to_leave=False)
+    assert said.exit_code == 21
+    assert said.cause.startswith("rank 0 (host n1, process 100): RuntimeError: CUDA out of memory;")
+    assert "rank 1 (host n2, process 101) ended without a word" in said.cause
+    assert "waiting still" in said.cause
+
+
+def test_ranks_killed_after_they_were_asked_to_leave_are_named():
+    said = verdict(1, [rank(0, None), rank(1, None)], asked_to_leave=True)
+    assert said.exit_code == 23
+    assert "left without a checkpoint; rank 0 (host n1, process 100), rank 1" in said.cause
 
 
 def test_ranks_that_were_told_to_leave_because_of_it_are_not_the_cause():
@@ -91,7 +113,7 @@ def test_b14_ranks_that_were_asked_to_leave_say_so():
 def test_b14_asked_before_a_rank_began(status):
     said = verdict(status, [], asked_to_leave=True)
     assert said.exit_code == 23
-    assert "before there was anything to save" in said.cause
+    assert said.cause == "asked to leave, and left without a checkpoint"
 
 
 def test_a_library_error_is_one_with_its_first_line():

@@ -16,10 +16,9 @@ import pytest
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import Exit
 from gradacc_dist.observe.ledger import Ledger, Term, TrainRecord
-from launcher import local, slurm, watching
+from launcher import slurm, watching
 from launcher.cli import main
 from launcher.launches import Launch, LaunchFolder, Outcome, began, newest
-from launcher.request import Request
 
 HERE = socket.gethostname()
 LATER = time.time() + 3600
@@ -190,7 +189,9 @@ def test_stop_from_another_host_names_it(tmp_path, capsys):
 def test_one_launch_at_a_time(tmp_path):
     noted(tmp_path)
     with pytest.raises(ConfigError, match=f"has a run going on: process {os.getpid()}"):
-        local.submit(Request(), tmp_path)
+        watching.require_alone(tmp_path)
+    noted(tmp_path, pid=dead_process())
+    watching.require_alone(tmp_path)
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop"])

@@ -1,4 +1,4 @@
 GRADACC_LAUNCH_ID=id-1 \
     GRADACC_EXITS=runs/x/launches/id-1/exits/try-1 \
     TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600 \
-    BIN/accelerate launch --config_file CONFIGS/accelerate/gpu_ddp.yaml --num_processes 4 -m gradacc_dist.train --config run.yaml --engine.name fsdp2
+    BIN/python -m accelerate.commands.launch --config_file CONFIGS/accelerate/gpu_ddp.yaml --num_processes 4 -m gradacc_dist.train --config run.yaml --engine.name fsdp2

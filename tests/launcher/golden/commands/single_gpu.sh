@@ -1,4 +1,4 @@
 GRADACC_LAUNCH_ID=id-1 \
     GRADACC_EXITS=runs/x/launches/id-1/exits/try-1 \
     TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600 \
-    BIN/accelerate launch --config_file CONFIGS/accelerate/gpu_single.yaml -m gradacc_dist.train --config run.yaml
+    BIN/python -m gradacc_dist.train --config run.yaml
