@@ -191,6 +191,7 @@ def test_a_folder_that_rank_0_cannot_write_ends_every_rank(folder):
     assert "RuntimeError" not in done.stderr
 
 
+@pytest.mark.cluster
 def test_a_mistake_that_only_another_rank_meets_is_told(folder):
     """C8: rank 0 is fine, rank 1 has other data; both stop and rank 1's words are seen."""
     program = folder / "two_faced.py"

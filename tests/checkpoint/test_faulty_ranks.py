@@ -17,6 +17,8 @@ from gradacc_dist import training
 from gradacc_dist.checkpoint.verify import verify
 from gradacc_dist.errors import DiskError, GradaccError
 
+pytestmark = pytest.mark.cluster
+
 SAVES = {"every_minutes": None, "every_steps": 2}
 SAVING = "checkpoints/step-00000004.saving"
 SAID = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}
