@@ -1,6 +1,6 @@
 # `make demo` trains a small model on two ranks; `make test` lints and runs the tests, but for those
-# of `make test-cluster`: whole runs under every engine, and two hosts. All set up .venv first, from
-# the versions in constraints.txt.
+# of `make test-cluster`: whole runs under every engine, on two hosts, under SLURM, in the image. All
+# set up .venv first, from the versions in constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
