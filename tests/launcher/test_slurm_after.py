@@ -127,8 +127,9 @@ def test_ranks_know_better_than_the_first_node(tries):
     assert tries.end(1, 21, None) == TRY_AGAIN
 
 
-def test_a_job_that_was_asked_to_leave_before_a_rank_began_is_preempted(tries):
-    assert tries.end(1, status=143, asked=True) == TRY_AGAIN
+@pytest.mark.parametrize("status", [143, 1])  # of a signal; of a launcher that was ended
+def test_a_job_that_was_asked_to_leave_before_a_rank_began_is_preempted(tries, status):
+    assert tries.end(1, status=status, asked=True) == TRY_AGAIN
     assert tries.outcome == (23, 0)
 
 
