@@ -81,6 +81,7 @@ def _parser() -> Parser:
     after.set_defaults(act=_after_slurm, takes_flags=False)
     after.add_argument("folder", type=Path)
     after.add_argument("--status", type=int, required=True)
+    after.add_argument("--began", type=float, required=True)
     after.add_argument("--asked", action="store_true")
 
     manifest = add("manifest", "write a run as Kubernetes objects", _manifest, takes_flags=True)
@@ -126,8 +127,8 @@ def _add_submit(command: Parser) -> None:
     slurm = command.add_argument_group("with --slurm")
     sentence = "options for sbatch, such as '--partition=large --time=1:00:00'; may be repeated"
     slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help=sentence)
-    sentence = "time to save, from SIGTERM to the job's end (default: 120)"
-    slurm.add_argument("--grace", type=_count, default=120, metavar="SECONDS", help=sentence)
+    sentence = "time to save, from SIGTERM to the job's end; 600 without it"
+    slurm.add_argument("--grace", type=_count, metavar="SECONDS", help=sentence)
     sentence = "print the batch script and submit nothing"
     slurm.add_argument("--dry-run", action="store_true", help=sentence)
 
@@ -187,12 +188,14 @@ def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
     from launcher import local, slurm
+    from launcher.grace import GRACE_SECONDS
     from launcher.running import output_of
     from launcher.watching import require_alone
 
     request = request_of(asked, flags)
     if asked.slurm:
-        folder, script = slurm.prepare(request, asked.sbatch, asked.grace, os.environ)
+        grace = asked.grace or GRACE_SECONDS
+        folder, script = slurm.prepare(request, asked.sbatch, grace, os.environ)
         if asked.dry_run:
             print(script, end="")
             return
@@ -208,15 +211,21 @@ def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
 
 def _after_slurm(asked: argparse.Namespace, _flags: tuple[str, ...]) -> int:
     from launcher.launches import ATTEMPT, LaunchFolder
-    from launcher.slurm_after import after
+    from launcher.slurm_after import Try, after
 
-    attempt, job_id = int(os.environ[ATTEMPT]), os.environ["SLURM_JOB_ID"]
-    folder = LaunchFolder(asked.folder)
-    return after(folder, attempt, asked.status, asked=asked.asked, job_id=job_id)
+    ended = Try(
+        job_id=os.environ["SLURM_JOB_ID"],
+        attempt=int(os.environ[ATTEMPT]),
+        began=asked.began,
+        status=asked.status,
+        asked=asked.asked,
+    )
+    return after(LaunchFolder(asked.folder), ended)
 
 
 def _manifest(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
-    from launcher.kubernetes import GRACE_SECONDS, Target, manifest, parse_secret, write
+    from launcher.grace import GRACE_SECONDS
+    from launcher.kubernetes import Target, manifest, parse_secret, write
 
     target = Target(
         image=asked.image,

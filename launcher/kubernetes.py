@@ -1,7 +1,7 @@
 """A run as Kubernetes objects: a plain Indexed Job, or a TrainJob of Kubeflow's trainer.
 
 No cluster is asked. Every pod runs `gradacc train` once, as one node of the run; whether another
-takes its place, its exit code says (pod.DECISIONS).
+takes its place, its exit code says (decisions.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from gradacc_dist.config.load import load
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.errors import ConfigError, DiskError
 from launcher import jobs
+from launcher.grace import GRACE_SECONDS, mistake_of_grace
 from launcher.pod import CONFIG_FILE, CONFIG_FOLDER, WORKSPACE, Object, Pod, Secret
 from launcher.request import Nodes, Request
 from launcher.yaml_text import commented, documents
-
-# From SIGTERM to SIGKILL. The window under way ends and all is saved: 84 GB, say, the weights and
-# moments of 7 billion parameters, in 7 minutes at 200 MB/s.
-GRACE_SECONDS = 600
 
 LABEL_LENGTH = 63
 """Of a host's name, at most."""
@@ -135,13 +132,8 @@ def _mistakes(request: Request, target: Target) -> Iterator[str]:
 
 
 def _mistakes_of_run(resolved: Resolved, target: Target) -> Iterator[str]:
-    timeout = resolved.config.engine.timeout_seconds
-    if target.grace_seconds < timeout:
-        yield (
-            f"--grace: got {target.grace_seconds}, but engine.timeout_seconds is {timeout:g} "
-            f"({resolved.source('engine.timeout_seconds')}): ranks may wait so long for each other "
-            "before they save; give more, and what the saving itself takes"
-        )
+    if mistake := mistake_of_grace(resolved, target.grace_seconds):
+        yield mistake
     output = PurePosixPath(resolved.config.run.output_dir)
     is_kept = output.parts[:1] == ("~",) or (PurePosixPath(WORKSPACE) / output).is_relative_to(
         WORKSPACE

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+
+from launcher.decisions import DECISIONS, Decision
 
 Object = dict[str, object]
 """A Kubernetes object, or a part of one, as it is written to YAML."""
-
-Decision = Literal["FailJob", "Ignore", "Count"]
-"""FailJob: nobody starts it again. Ignore: start again; it was no failure. Count: start again,
-but not for ever."""
-
-DECISIONS: Mapping[int, Decision] = MappingProxyType(
-    {
-        1: "Count",  # nobody knows why; the next try may tell
-        10: "FailJob",  # configuration
-        11: "FailJob",  # data
-        12: "FailJob",  # checkpoint
-        20: "Count",  # a rank hung
-        21: "Count",  # a rank or node is gone
-        22: "FailJob",  # not finite: it would be so again
-        23: "Ignore",  # was asked to leave, and saved
-        24: "FailJob",  # started again and again without a step forward
-        25: "FailJob",  # disk
-    }
-)
-"""What each exit code asks of Kubernetes. A code that is not here counts (137: killed)."""
 
 CONTAINER = "node"  # Kubeflow's trainer looks for this name
 USER_ID = 10001  # the image's

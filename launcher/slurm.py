@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gradacc_dist.errors import ConfigError, DiskError
+from launcher.grace import mistake_of_grace
 from launcher.launches import Launch, LaunchFolder, new_id, newest
 from launcher.plan import Layout
 from launcher.request import Request
@@ -18,6 +19,10 @@ from launcher.slurm_script import batch_script
 
 SCRIPT = "job.sh"
 PENDING, RUNNING = "PENDING", "RUNNING"
+
+PATIENCE_SECONDS = 300.0
+"""So long a job that has ended waits for a SLURM that does not answer."""
+PAUSE_SECONDS = 10.0
 
 
 def prepare(
@@ -31,7 +36,10 @@ def prepare(
     if request.ranks is None:
         raise ConfigError("--ranks: say how many ranks each node is to start, one a GPU")
     layout = Layout(request.ranks, "cpu" if request.cpu else "gpu", "--ranks asks for it")
-    output = checked(request, layout, environ).config.run.folder.absolute()
+    resolved = checked(request, layout, environ)
+    if mistake := mistake_of_grace(resolved, grace_seconds):
+        raise ConfigError(mistake)
+    output = resolved.config.run.folder.absolute()
     folder = LaunchFolder.of(output, new_id())
     return folder, batch_script(request, folder, options, grace_seconds)
 
@@ -89,9 +97,22 @@ def stop(job_id: str) -> str:
 def may_requeue(job_id: str) -> bool:
     """Whether the job runs, and so nobody else has ended it or put it back into the queue.
 
-    SLURM would start a job again that its user has cancelled.
+    SLURM would start a job again that its user has cancelled. For the job itself to ask. Waits for
+    a SLURM that does not answer; raises ConfigError where it does not for long.
     """
-    return _queued(job_id, "%T") == RUNNING
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        # The job that asks is known, so that a failure is SLURM's.
+        done = _squeue(job_id, "%T")
+        if done.returncode == 0:
+            return done.stdout.strip() == RUNNING
+        if time.monotonic() > end:
+            said = done.stderr.strip()
+            raise ConfigError(
+                f"squeue: no answer of SLURM for {PATIENCE_SECONDS:.0f} seconds: {said}; when it "
+                "is back, submit the run once more: it goes on from its last checkpoint"
+            )
+        time.sleep(PAUSE_SECONDS)
 
 
 def _require_alone(output: Path) -> None:
@@ -108,12 +129,16 @@ def _require_alone(output: Path) -> None:
 
 
 def _queued(job_id: str, form: str) -> str | None:
-    done = _run("squeue", "--noheader", f"--jobs={job_id}", f"--format={form}")
+    done = _squeue(job_id, form)
     if done.returncode:
         # It fails alike for a job long gone and for a controller that is down.
         _ask("scontrol", "ping")
         return None
     return done.stdout.strip() or None
+
+
+def _squeue(job_id: str, form: str) -> subprocess.CompletedProcess[str]:
+    return _run("squeue", "--noheader", f"--jobs={job_id}", f"--format={form}")
 
 
 def _ask(program: str, *words: str) -> str:

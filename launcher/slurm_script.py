@@ -21,8 +21,24 @@ TRY_AGAIN = 75
 
 _SCRIPT = """\
 #!/bin/bash
+# To submit this by hand, first make the folder of its log:
+#     mkdir -p {launch}
 {directives}
 
+# SIGTERM comes {grace} seconds before the job's end. To srun it would mean to kill the ranks, so it
+# goes to them directly; what comes before there are any waits for them.
+asked=
+ranks=
+pass_on() {{
+    asked=--asked interrupted=yes
+    [ -n "$ranks" ] || return
+    until scancel --signal=TERM "$SLURM_JOB_ID.0" || ! kill -0 "$ranks" 2>/dev/null; do
+        sleep 1
+    done
+}}
+trap pass_on TERM
+
+began=$(date +%s)
 launch={launch}
 gradacc={gradacc}
 
@@ -42,16 +58,6 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 # The launcher of a node shall have all that the job has there, not the share of one task.
 unset SLURM_CPUS_PER_TASK
 
-# SIGTERM comes {grace} seconds before the job's end. To srun it would mean to kill the ranks, so it
-# goes to them directly, once there are any.
-pass_on() {{
-    asked=--asked
-    until scancel --signal=TERM "$SLURM_JOB_ID.0" || ! kill -0 "$ranks" 2>/dev/null; do
-        sleep 1
-    done
-}}
-trap 'interrupted=yes; pass_on' TERM
-
 # The quotes keep NODE_RANK, another on each node, from being set here. Where a node ends, the
 # others have {grace} seconds to save.
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL --mpi=none --cpu-bind=none \\
@@ -59,6 +65,7 @@ srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL --mpi=none
     bash -c 'NODE_RANK=$SLURM_NODEID exec "$@"' bash \\
     "$gradacc" {words} &
 ranks=$!
+[ -z "$asked" ] || pass_on
 while
     interrupted=no
     wait "$ranks"
@@ -66,10 +73,17 @@ while
     [ "$interrupted" = yes ]
 do :; done
 
-"$gradacc" after-slurm --status "$status" ${{asked:-}} "$launch"
+# Nobody is left to be asked.
+trap '' TERM
+"$gradacc" after-slurm --began "$began" --status "$status" $asked "$launch"
 code=$?
 if [ "$code" = {try_again} ]; then
-    exec scontrol requeue "$SLURM_JOB_ID"
+    # SLURM's controller may be away for a while.
+    for _ in {{1..30}}; do
+        scontrol requeue "$SLURM_JOB_ID" && exit 0
+        sleep 10
+    done
+    echo "gradacc: SLURM does not start this job again; submit the run once more" >&2
 fi
 exit "$code"
 """

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradacc_dist.exits import Exit
+from launcher.decisions import FINAL as FINAL
 
 PEER_LOST, PREEMPTED, NO_PROGRESS = 21, 23, 24
-
-FINAL = frozenset({0, 10, 11, 12, 22, NO_PROGRESS, 25})
-"""Exit codes of what another try would only meet again."""
 
 
 @dataclass(frozen=True)

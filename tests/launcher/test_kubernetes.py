@@ -13,11 +13,12 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV
 from gradacc_dist import errors
 from gradacc_dist.errors import ConfigError
 from launcher import cli
+from launcher.decisions import DECISIONS
 from launcher.kubernetes import Target, manifest, parse_secret
 from launcher.machine import Machine
 from launcher.place import place_of
 from launcher.plan import plan
-from launcher.pod import DECISIONS, Secret, unexpanded
+from launcher.pod import Secret, unexpanded
 from launcher.request import Nodes, Request
 
 # The oldest that the help speaks of, and the newest known.

@@ -63,6 +63,25 @@ def test_only_a_job_that_runs_may_be_put_back(programs, state, may):
     assert slurm.may_requeue("12") == may
 
 
+def test_a_slurm_that_is_away_for_a_moment_is_asked_again(programs, monkeypatch):
+    monkeypatch.setattr(slurm, "PAUSE_SECONDS", 0.01)
+    calls = answers(programs, "squeue")
+    (programs / "squeue").write_text(
+        f"#!/bin/bash\necho >> '{calls}'\nmapfile -t asked < '{calls}'\n"
+        "[ ${#asked[@]} -gt 3 ] && echo RUNNING\n"
+    )
+    assert slurm.may_requeue("12")
+    assert len(calls.read_text()) == 4
+
+
+def test_but_not_for_ever(programs, monkeypatch):
+    monkeypatch.setattr(slurm, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 0.1)
+    answers(programs, "squeue", "Unable to contact slurm controller", status=1)
+    with pytest.raises(ConfigError, match=r"no answer .* submit the run once more"):
+        slurm.may_requeue("12")
+
+
 def test_settings_of_the_user_do_not_change_what_is_read(programs, monkeypatch):
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
     answers(programs, "squeue", "${SQUEUE_FORMAT}").parent.joinpath("squeue").write_text(
@@ -102,8 +121,11 @@ def test_what_sbatch_refuses_is_no_launch(programs, tmp_path, capsys):
 
 def test_a_dry_run_prints_the_script_and_does_nothing(programs, tmp_path, capsys):
     assert submit(tmp_path / "run", "--dry-run") == 0
-    assert capsys.readouterr().out.startswith("#!/bin/bash\n#SBATCH --job-name=run\n")
+    script = capsys.readouterr().out
+    assert script.startswith("#!/bin/bash\n")
     assert not (tmp_path / "run").exists()
+    (folder,) = [line.split()[-1] for line in script.splitlines() if "mkdir -p" in line]
+    assert f"#SBATCH --output={folder}/log.txt\n" in script
 
 
 def test_mistakes_are_all_told_before_anything_is_written(programs, tmp_path, capsys):
@@ -113,6 +135,16 @@ def test_mistakes_are_all_told_before_anything_is_written(programs, tmp_path, ca
     assert "schedule.stepz" in said
     assert "window.examples" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_b14_there_is_time_to_save(programs, tmp_path, capsys):
+    """After ranks that wait for each other as long as they may."""
+    assert submit(tmp_path / "run", "--dry-run") == 0
+    assert "--signal=B:TERM@600\n" in capsys.readouterr().out
+    assert submit(tmp_path / "run", "--dry-run", "--grace", "299") == 10
+    said = capsys.readouterr().err
+    assert "--grace: got 299, but engine.timeout_seconds is 300" in said
+    assert submit(tmp_path / "run", "--dry-run", "--grace", "300") == 0
 
 
 def test_ranks_have_to_be_said(programs, tmp_path, capsys):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import Exit
 from launcher import slurm_after
-from launcher.launches import LaunchFolder
-from launcher.slurm_after import Progress, after
+from launcher.launches import LaunchFolder, Outcome
+from launcher.slurm_after import MAX_PREEMPTED, Progress, Try, after
 from launcher.slurm_script import TRY_AGAIN
 
 
@@ -47,7 +49,12 @@ class Tries:
                 **({"ranks": len(codes)} | more),
             )
             (exits / f"{rank}.json").write_text(json.dumps(asdict(note)))
-        return after(self.folder, attempt, status, asked=asked, job_id="12")
+        this = Try(job_id="12", attempt=attempt, began=time.time(), status=status, asked=asked)
+        return after(self.folder, this)
+
+    def say(self, code: int, seconds: float) -> None:
+        """As `gradacc train` of the first node does, so long after the next try will have begun."""
+        self.folder.write_outcome(Outcome(code, f"cause {code}", time.time() + seconds))
 
     @property
     def outcome(self) -> tuple[int, int]:
@@ -94,8 +101,35 @@ def test_what_the_launcher_refused_before_a_rank_began_is_not_started_again(trie
     assert tries.end(2, status=127) == TRY_AGAIN
 
 
-def test_a_job_that_was_asked_to_leave_before_a_rank_began_is_preempted(tries):
-    assert tries.end(1, status=143, asked=True) == TRY_AGAIN
+@pytest.mark.parametrize("code", [20, 21, 23])
+def test_what_the_launcher_meant_before_a_rank_began_is_not_a_launchers_failure(tries, code):
+    assert tries.end(1, status=code) == TRY_AGAIN
+    assert tries.outcome == (code, 0)
+
+
+def test_b15_a_launcher_that_left_before_a_rank_began_was_preempted(tries):
+    assert [tries.end(attempt, status=23) for attempt in range(1, 7)] == [TRY_AGAIN] * 6
+
+
+def test_a_node_that_was_killed_does_not_hide_one_that_was_refused(tries, capsys):
+    tries.say(10, seconds=60)
+    assert tries.end(1, status=137) == 10
+    assert "cause 10 [exit code 10]" in capsys.readouterr().err
+
+
+def test_what_was_said_of_an_earlier_try_is_not_said_of_this_one(tries):
+    tries.say(10, seconds=-60)
+    assert tries.end(2, status=137) == TRY_AGAIN
+
+
+def test_ranks_know_better_than_the_first_node(tries):
+    tries.say(10, seconds=60)
+    assert tries.end(1, 21, None) == TRY_AGAIN
+
+
+@pytest.mark.parametrize("status", [143, 1])  # of a signal; of a launcher that was ended
+def test_a_job_that_was_asked_to_leave_before_a_rank_began_is_preempted(tries, status):
+    assert tries.end(1, status=status, asked=True) == TRY_AGAIN
     assert tries.outcome == (23, 0)
 
 
@@ -148,6 +182,33 @@ def test_b15_restarts_by_slurm_itself_count():
     assert Progress(1, 5, 0).after(3, 5, preempted=True).fruitless == 1
     assert Progress(1, 5, 2).after(3, 6, preempted=False) == Progress(3, 6, 0)
     assert Progress().after(4, -1, preempted=False).fruitless == 3
+
+
+def test_b15_preemption_without_end_and_without_a_checkpoint_is_the_last(tries, capsys):
+    """As where the time limit is as long as --grace: SIGTERM comes at once."""
+    codes = [tries.end(attempt, 23, 23) for attempt in range(1, MAX_PREEMPTED)]
+    assert codes == [TRY_AGAIN] * (MAX_PREEMPTED - 1)
+    assert tries.end(MAX_PREEMPTED, 23, 23) == 24
+    said = capsys.readouterr().err
+    assert f"asked to leave {MAX_PREEMPTED} times without a newer checkpoint" in said
+    assert "longer than --grace" in said
+
+
+def test_b15_a_newer_checkpoint_lets_preemptions_go_on(tries):
+    for attempt in range(1, 2 * MAX_PREEMPTED):
+        if attempt == MAX_PREEMPTED:
+            tries.save(10)
+        assert tries.end(attempt, 23, 23) == TRY_AGAIN
+
+
+def test_where_slurm_cannot_be_asked_the_end_is_noted_all_the_same(tries, monkeypatch, capsys):
+    def silent(_job_id: str) -> bool:
+        raise ConfigError("squeue: no answer")
+
+    monkeypatch.setattr(slurm_after, "may_requeue", silent)
+    assert tries.end(1, 21, None) == 21
+    assert tries.outcome == (21, 0)
+    assert "not started again: squeue: no answer" in capsys.readouterr().err
 
 
 def test_notes_that_a_full_disk_cut_off_count_as_none(tries):
