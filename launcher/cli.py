@@ -199,6 +199,7 @@ def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
         if asked.dry_run:
             print(script, end="")
             return
+        require_alone(folder.output)
         where, output = f"SLURM job {slurm.submit(request, folder, script)}", folder.output
     elif asked.sbatch or asked.dry_run:
         raise ConfigError("--sbatch and --dry-run go with --slurm, not with --local")

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import FrameType
 
 from gradacc_dist.exits import Exit, read_exits
+from launcher.decisions import FINAL
 from launcher.launches import began
 from launcher.plan import SHUTDOWN_SECONDS, Command
-from launcher.verdict import FINAL, Verdict, verdict
+from launcher.verdict import Verdict, verdict
 
 POLL_SECONDS = 1.0
 CLOCK_SECONDS = 30.0

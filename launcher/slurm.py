@@ -7,11 +7,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from gradacc_dist.errors import ConfigError, DiskError
 from launcher.grace import mistake_of_grace
-from launcher.launches import Launch, LaunchFolder, new_id, newest
+from launcher.launches import Launch, LaunchFolder, new_id
 from launcher.plan import Layout
 from launcher.request import Request
 from launcher.running import checked
@@ -47,9 +46,8 @@ def prepare(
 def submit(request: Request, folder: LaunchFolder, script: str) -> str:
     """Hand what was prepared to SLURM, and note it. Returns the job's id.
 
-    Raises ConfigError where SLURM refuses or a job of the same run is in the queue, and DiskError.
+    Raises ConfigError where SLURM refuses, and DiskError.
     """
-    _require_alone(folder.output)
     path = folder.path / SCRIPT
     with DiskError.naming(path):
         path.parent.mkdir(parents=True)
@@ -113,19 +111,6 @@ def may_requeue(job_id: str) -> bool:
                 "is back, submit the run once more: it goes on from its last checkpoint"
             )
         time.sleep(PAUSE_SECONDS)
-
-
-def _require_alone(output: Path) -> None:
-    try:
-        _, launch = newest(output)
-    except ConfigError:
-        return
-    where = None if launch.job_id is None else state(launch.job_id)
-    if where is not None:
-        raise ConfigError(
-            f"{output}: its SLURM job {launch.job_id} is in the queue: {where}; end it with "
-            f"gradacc stop {output}, or choose another --run.output_dir"
-        )
 
 
 def _queued(job_id: str, form: str) -> str | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradacc_dist.exits import Exit
-from launcher.decisions import FINAL as FINAL
 
 PEER_LOST, PREEMPTED, NO_PROGRESS = 21, 23, 24
 

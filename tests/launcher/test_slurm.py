@@ -157,7 +157,7 @@ def test_a_run_that_is_in_the_queue_is_not_submitted_once_more(programs, tmp_pat
     assert submit(tmp_path / "run") == 0
     answers(programs, "squeue", "PENDING (Priority)\n")
     assert submit(tmp_path / "run") == 10
-    assert "job 12 is in the queue: PENDING (Priority)" in capsys.readouterr().err
+    assert "a run going on: SLURM job 12, PENDING (Priority)" in capsys.readouterr().err
     answers(programs, "squeue")
     assert submit(tmp_path / "run") == 0
 
