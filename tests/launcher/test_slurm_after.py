@@ -151,7 +151,7 @@ def test_b15_three_restarts_in_a_row_without_a_newer_checkpoint_are_the_last(tri
     assert tries.outcome == (24, 3)
     said = capsys.readouterr().err
     assert "starts again, anew (restart 1)" in said
-    assert "3 restarts in a row left no newer checkpoint; the last: rank 1" in said
+    assert "3 restarts in a row left no newer checkpoint; the last: rank 0" in said
 
 
 def test_b15_a_newer_checkpoint_begins_the_count_anew(tries, capsys):
