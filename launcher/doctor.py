@@ -32,7 +32,7 @@ def examine(request: Request, environ: Mapping[str, str]) -> int:
     """
     if request.nodes.is_elastic:
         raise ConfigError(f"--nodes {request.nodes}: the doctor sees to nodes that are all there")
-    machine, place = this_machine(environ), place_of(environ, request.nodes)
+    machine, place = this_machine(environ, cpu=request.cpu), place_of(environ, request.nodes)
     layout = layout_of(request, machine)
     resolved = checked(request, layout, environ)
     if request.nodes.maximum > 1:
@@ -56,14 +56,13 @@ def lines_of(report: Report) -> dict[str, str]:
     memory = min(limits.memory_bytes, limits.cgroup_memory_bytes or limits.memory_bytes)
     files = "unlimited" if limits.open_files is None else f"{limits.open_files:,}"
     locked = "unlimited" if limits.locked_bytes is None else f"{limits.locked_bytes:,} bytes"
-    cores = min(limits.cores, limits.cgroup_cores or limits.cores)
     lines = {
         "hostname": f"{report.host} -> {', '.join(report.addresses) or 'nowhere'}",
         "versions": ", ".join(f"{name} {each}" for name, each in report.versions.items()),
         "code": report.code_sha256[:12],
         "configuration": report.config_sha256[:12],
         "ranks": f"{report.ranks} on {report.device.upper()}",
-        "cores": f"{cores:g}",
+        "cores": f"{limits.usable_cores:g}",
         "memory": f"{memory / GIB:,.1f} GiB",
         "output": _room(report.output),
         "cache": _room(report.cache),

@@ -208,9 +208,8 @@ def _limits(name: str, report: Report, num_ranks: int) -> Iterator[Finding]:
         text = f"InfiniBand, but only {limits.locked_bytes:,} bytes of locked memory allowed"
         remedy = "raise the limit (ulimit -l unlimited), or NCCL falls back or fails"
         yield Finding("warning", name, "limits", text, remedy)
-    cores = min(limits.cores, limits.cgroup_cores or limits.cores)
-    if cores < report.ranks:
-        text = f"{report.ranks} ranks share {cores:g} core(s)"
+    if limits.usable_cores < report.ranks:
+        text = f"{report.ranks} ranks share {limits.usable_cores:g} core(s)"
         yield Finding("warning", name, "cores", text, "ask for fewer --ranks, or more cores")
 
 

@@ -88,7 +88,8 @@ def plan(request: Request, machine: Machine, place: Place, launch_id: str, exits
     environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
     if layout.device == "cpu":
         # torchrun would give each rank one thread.
-        environ["OMP_NUM_THREADS"] = str(max(1, machine.num_cores // layout.ranks))
+        threads = machine.threads or str(max(1, machine.num_cores // layout.ranks))
+        environ["OMP_NUM_THREADS"] = threads
     if request.nodes.is_elastic:
         # Without it a node that joins cannot reach the store, and ends the run of the others.
         environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
