@@ -24,7 +24,7 @@ DECISIONS: Mapping[int, Decision] = MappingProxyType(
         21: "Count",  # a rank or node is gone
         22: "FailJob",  # not finite: it would be so again
         23: "Ignore",  # was asked to leave, and saved
-        24: "FailJob",  # started again and again without a step forward
+        24: "FailJob",  # no step forward; so far only batch jobs of SLURM count tries and say it
         25: "FailJob",  # disk
     }
 )

@@ -23,6 +23,8 @@ from launcher.rollmessages import HELLO, PROGRESS_SECONDS, Hello, Meeting, Say, 
 BIND_SECONDS = 10.0
 SEND_SECONDS = 5.0
 MAX_LINE_BYTES = 2**22
+# After which a node that vanished, without a word to the network either, counts as gone.
+VANISHED_SECONDS = 10
 
 
 def hold(place: Place, hello: Hello, seconds: float, say: Say) -> Meeting:
@@ -131,7 +133,8 @@ class _Host:
             self._drop(visitor)
 
     def _name(self, node: int, report: Report) -> str:
-        return self._place.names[node] if self._place.names else f"node {node} ({report.host})"
+        name = self._place.describe(node)
+        return name if node < len(self._place.names) else f"{name} ({report.host})"
 
     def _present(self) -> dict[int, _Visitor]:
         return {
@@ -167,15 +170,17 @@ class _Host:
             connection, address = self._listener.accept()
         except OSError:  # it left at the door
             return
+        _notice_silence(connection)
         visitor = _Visitor(connection, f"{address[0]}:{address[1]}")
         self._visitors[connection] = visitor
         self._selector.register(connection, selectors.EVENT_READ, visitor)
 
     def _read(self, visitor: _Visitor) -> None:
+        piece, why = b"", "hung up"
         try:
             piece = visitor.socket.recv(65536)
-        except OSError:
-            piece = b""
+        except OSError as error:
+            why = f"hung up ({error.strerror})"
         visitor.heard += piece
         *lines, rest = bytes(visitor.heard).split(b"\n")
         visitor.heard[:] = rest
@@ -185,7 +190,7 @@ class _Host:
         if len(visitor.heard) > MAX_LINE_BYTES:
             self._drop(visitor, "sends no lines of a node")
         elif not piece:
-            self._drop(visitor, "hung up")
+            self._drop(visitor, why)
 
     def _hear(self, visitor: _Visitor, line: bytes) -> None:
         if visitor.hello is None:
@@ -235,20 +240,30 @@ class _Host:
                 )
 
     def _refuse_contradiction(self, hello: Hello) -> None:
-        """Two that cannot both be right, and waiting does not help."""
+        """Two that cannot both be right, and waiting does not help.
+
+        But a node that was started again on the same host takes the place of its former self,
+        which may have ended without a word.
+        """
         who = f"{hello.report.host} (process {hello.pid})"
         if hello.nodes != self._hello.nodes:
             raise ConfigError(
                 f"{who} was started as one of {hello.nodes} nodes, node 0 as one of "
                 f"{self._hello.nodes}; give every node the same --nodes"
             )
-        here = [self._hello, *(each.hello for each in self._visitors.values() if each.hello)]
-        for other in here:
-            if other.node == hello.node:
-                raise ConfigError(
-                    f"{other.report.host} (process {other.pid}) and {who} both say that they are "
-                    f"node {hello.node}; give each node a NODE_RANK of its own"
-                )
+        for visitor in [None, *self._visitors.values()]:
+            other = self._hello if visitor is None else visitor.hello
+            if other is None or other.node != hello.node:
+                continue
+            text = (
+                f"{other.report.host} (process {other.pid}) and {who} both say that they are "
+                f"node {hello.node}; give each node a NODE_RANK of its own"
+            )
+            if visitor is None or other.report.host != hello.report.host:
+                raise ConfigError(text)
+            self._say(f"{self._place.describe(hello.node)} was started again: {who}")
+            self._send(visitor, Word("ended", text, exit_code=ConfigError.exit_code))
+            visitor.hello = None  # it hangs up, or is found to have vanished
 
     def _send(self, visitor: _Visitor, word: Word) -> None:
         try:
@@ -270,6 +285,19 @@ class _Host:
 def _own_side(visitor: _Visitor) -> str:
     """The address of this node by which the visitor came, whatever names and services it took."""
     return str(visitor.socket.getsockname()[0])
+
+
+def _notice_silence(connection: socket.socket) -> None:
+    """A node whose host or network went away hangs up as little as one that waits."""
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_SECONDS // 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, VANISHED_SECONDS // 2),
+        # Of what was sent and not answered for, where keepalive does not look.
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_SECONDS * 1000),
+    ):
+        connection.setsockopt(level, option, value)
 
 
 def _look_at_address(place: Place, report: Report, say: Say) -> None:

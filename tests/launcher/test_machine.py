@@ -85,7 +85,7 @@ def test_a_driver_that_hangs_is_named_and_not_asked_where_no_gpu_is_wanted(tmp_p
     assert this_machine({}, cpu=True).num_gpus == 0
     assert not pid.exists()
     left = []
-    monkeypatch.setattr(asking.subprocess.Popen, "kill", left.append)
+    monkeypatch.setattr(asking.subprocess.Popen, "kill", lambda self: left.append(self))
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"nvidia-smi has not answered for 2 s.*--cpu"):
         this_machine({})
