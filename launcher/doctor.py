@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import LAUNCH_ID
 from launcher.findings import Finding, Nodes, findings
-from launcher.launches import new_id
+from launcher.launches import LAUNCHES, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of
 from launcher.plan import layout_of, plan
@@ -36,7 +37,8 @@ def examine(request: Request, environ: Mapping[str, str]) -> int:
     layout = layout_of(request, machine)
     resolved = checked(request, layout, environ)
     if request.nodes.maximum > 1:
-        meeting = meet(request, place, layout, resolved, environ)
+        with folder_of_launches(resolved.config.run.folder, is_first=place.is_first):
+            meeting = meet(request, place, layout, resolved, environ)
     else:
         mine = report(resolved, layout, environ)
         nodes = Nodes({0: mine}, {0: mine.host}, {0: 0.0})
@@ -76,6 +78,22 @@ def lines_of(report: Report) -> dict[str, str]:
         used = f"{gpu.used_mib:,} of {gpu.total_mib:,} MiB used"
         lines[f"GPU {gpu.index}"] = f"{gpu.name}: {used}, ECC errors {errors}"
     return {item: text for item, text in lines.items() if text}
+
+
+@contextmanager
+def folder_of_launches(output: Path, *, is_first: bool) -> Iterator[None]:
+    """There while nodes meet, as when they train: by it they see whether they share a disk."""
+    folder = output.absolute() / LAUNCHES
+    made = [each for each in (folder, *folder.parents) if is_first and not each.exists()]
+    with suppress(OSError):
+        if made:
+            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
 
 
 def _room(disk: Disk) -> str:

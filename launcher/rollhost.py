@@ -17,6 +17,7 @@ from gradacc_dist.errors import ConfigError, GradaccError, PeerLostError
 from launcher.findings import Nodes, Unreached, findings
 from launcher.place import Place
 from launcher.report import Report, is_own, own_addresses
+from launcher.rollfolder import sign
 from launcher.rollmessages import HELLO, PROGRESS_SECONDS, Hello, Meeting, Say, Word, line_of
 
 # An earlier try may take a moment to let go of the port.
@@ -34,8 +35,9 @@ def hold(place: Place, hello: Hello, seconds: float, say: Say) -> Meeting:
         _listening(place.port) as listener,
         _listening(0) as door,
         selectors.DefaultSelector() as selector,
+        sign(hello.report.output.folder) as sign_name,
     ):
-        host = _Host(place, hello, selector, listener, door, say)
+        host = _Host(place, hello, selector, listener, door, sign_name, say)
         try:
             host.gather(seconds)
             meeting = host.compare()
@@ -61,10 +63,13 @@ class _Visitor:
     unreached: str | None = None
     """Why it did not reach a port of node 0 that the kernel chose; "" where it did."""
 
+    sees_output: bool | None = None
+    """Whether it found node 0's file in the output folder; None until it says so."""
+
     @property
     def is_here(self) -> bool:
         """Whether it has told all that it was asked."""
-        return self.clock_seconds is not None and self.unreached is not None
+        return None not in (self.clock_seconds, self.unreached, self.sees_output)
 
 
 class _Host:
@@ -75,12 +80,14 @@ class _Host:
         selector: selectors.BaseSelector,
         listener: socket.socket,
         door: socket.socket,
+        sign_name: str,
         say: Say,
     ) -> None:
         self._place, self._hello, self._say = place, hello, say
         self._selector, self._listener = selector, listener
         # Where others knock. Nobody opens: the kernel answers for it.
         self._door_port = door.getsockname()[1]
+        self._sign_name = sign_name
         self._visitors: dict[socket.socket, _Visitor] = {}
         selector.register(listener, selectors.EVENT_READ)
 
@@ -104,15 +111,17 @@ class _Host:
     def compare(self) -> Meeting:
         """Of all nodes: what they say, and what is wrong with it."""
         reports, clocks = {self._hello.node: self._hello.report}, {self._hello.node: 0.0}
-        unreached = {}
+        unreached, blind = {}, []
         for node, visitor in sorted(self._present().items()):
             assert visitor.hello is not None
             assert visitor.clock_seconds is not None
             reports[node], clocks[node] = visitor.hello.report, visitor.clock_seconds
             if visitor.unreached:
                 unreached[node] = Unreached(_own_side(visitor), visitor.unreached)
+            if not visitor.sees_output:
+                blind.append(node)
         names = {node: self._name(node, report) for node, report in reports.items()}
-        nodes = Nodes(reports, names, clocks, unreached)
+        nodes = Nodes(reports, names, clocks, unreached, tuple(blind))
         return Meeting(tuple(findings(nodes)), nodes)
 
     def stop_listening(self) -> None:
@@ -201,7 +210,9 @@ class _Host:
             answer = json.loads(line)
         except ValueError:
             answer = None
-        if isinstance(answer, float):
+        if isinstance(answer, bool):
+            visitor.sees_output = answer
+        elif isinstance(answer, float):
             # What it read half-way between the question and the answer.
             visitor.clock_seconds = answer - (visitor.asked_at + arrived) / 2
         elif isinstance(answer, str):
@@ -228,6 +239,9 @@ class _Host:
         self._send(visitor, Word("clock"))
         if visitor.socket in self._visitors:
             self._send(visitor, Word("knock", host=_own_side(visitor), port=self._door_port))
+        visitor.sees_output = None if self._sign_name else True
+        if self._sign_name and visitor.socket in self._visitors:
+            self._send(visitor, Word("look", self._sign_name))
 
     def _refuse_other_version(self, visitor: _Visitor, line: bytes) -> None:
         with suppress(ValueError):

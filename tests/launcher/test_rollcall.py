@@ -13,8 +13,9 @@ import pytest
 from node_reports import healthy
 
 from gradacc_dist.errors import ConfigError, PeerLostError, PreemptedError
-from launcher import rollguest, rollhost, rollmessages
+from launcher import rollfolder, rollguest, rollhost, rollmessages
 from launcher.place import Place
+from launcher.report import Disk
 from launcher.rollcall import may_be_asked_to_leave, name_of_launch, roll_call
 from launcher.rollmessages import Hello, Meeting, line_of
 
@@ -181,6 +182,35 @@ def test_a_node_that_died_in_silence_is_replaced_on_its_host(nodes):
         guest.result(LIMIT_SECONDS).refuse_errors()
         assert set(first.result(LIMIT_SECONDS).nodes.reports) == {0, 1}
     nodes.heard("n1", "n2 was started again")
+
+
+def test_of_a_node_that_starts_again_and_again_the_last_counts(nodes):
+    first = nodes.start(0, "n1")
+    with stranger(nodes.port) as one, stranger(nodes.port) as other:
+        for number, silent in enumerate((one, other)):
+            silent.sendall(line_of(Hello(LAUNCH, 1, 2, number, healthy("n2"))))
+            assert silent.recv(1)
+        nodes.start(1, "n2").result(LIMIT_SECONDS)
+        first.result(LIMIT_SECONDS)
+    assert sum("was started again" in line for line in nodes.said["n1"]) == 2
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_an_output_folder_that_nodes_do_not_share(is_shared, nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollfolder, "LOOK_SECONDS", 0.1)
+    folders = [tmp_path / "a", tmp_path / ("a" if is_shared else "b")]
+    (folders[0] / "launches").mkdir(parents=True)
+    mine, theirs = (Disk(str(folder), "/", 10**12) for folder in folders)
+    guest = nodes.start(1, "n2", output=theirs)
+    found = nodes.start(0, "n1", output=mine).result(LIMIT_SECONDS).findings
+    assert guest.result(LIMIT_SECONDS).findings == found
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    if is_shared:
+        assert found == ()
+    else:
+        (finding,) = found
+        assert (finding.level, finding.node, finding.item) == ("error", "n2", "output")
+        assert f"{folders[1]}: what n1 wrote to {folders[0]} is not to be seen" in finding.text
 
 
 def test_connections_to_hosts_that_vanish_do_not_last():
