@@ -199,7 +199,8 @@ def test_of_a_node_that_starts_again_and_again_the_last_counts(nodes):
 def test_an_output_folder_that_nodes_do_not_share(is_shared, nodes, tmp_path, monkeypatch):
     monkeypatch.setattr(rollfolder, "LOOK_SECONDS", 0.1)
     folders = [tmp_path / "a", tmp_path / ("a" if is_shared else "b")]
-    (folders[0] / "launches").mkdir(parents=True)
+    for folder in folders:
+        (folder / "launches" / "earlier").mkdir(parents=True, exist_ok=True)
     mine, theirs = (Disk(str(folder), "/", 10**12) for folder in folders)
     guest = nodes.start(1, "n2", output=theirs)
     found = nodes.start(0, "n1", output=mine).result(LIMIT_SECONDS).findings
