@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked, flags = _parser().parse_known_args(_joined(words))
         if flags and not asked.takes_flags:
             raise ConfigError(f"gradacc {asked.command}: does not take {flags[0]}")
+        if "--check" in flags and asked.command != "train":
+            raise ConfigError(
+                f"gradacc {asked.command}: does not take --check; gradacc train --check, with the "
+                "same flags of the run, shows the settings"
+            )
         return int(asked.act(asked, tuple(flags)) or 0)
     except GradaccError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import LAUNCH_ID
 from launcher.findings import Finding, Nodes, findings
-from launcher.launches import new_id
+from launcher.launches import LAUNCHES, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of
 from launcher.plan import layout_of, plan
@@ -32,11 +33,12 @@ def examine(request: Request, environ: Mapping[str, str]) -> int:
     """
     if request.nodes.is_elastic:
         raise ConfigError(f"--nodes {request.nodes}: the doctor sees to nodes that are all there")
-    machine, place = this_machine(environ), place_of(environ, request.nodes)
+    machine, place = this_machine(environ, cpu=request.cpu), place_of(environ, request.nodes)
     layout = layout_of(request, machine)
     resolved = checked(request, layout, environ)
     if request.nodes.maximum > 1:
-        meeting = meet(request, place, layout, resolved, environ)
+        with folder_of_launches(resolved.config.run.folder, is_first=place.is_first):
+            meeting = meet(request, place, layout, resolved, environ)
     else:
         mine = report(resolved, layout, environ)
         nodes = Nodes({0: mine}, {0: mine.host}, {0: 0.0})
@@ -56,14 +58,13 @@ def lines_of(report: Report) -> dict[str, str]:
     memory = min(limits.memory_bytes, limits.cgroup_memory_bytes or limits.memory_bytes)
     files = "unlimited" if limits.open_files is None else f"{limits.open_files:,}"
     locked = "unlimited" if limits.locked_bytes is None else f"{limits.locked_bytes:,} bytes"
-    cores = min(limits.cores, limits.cgroup_cores or limits.cores)
     lines = {
         "hostname": f"{report.host} -> {', '.join(report.addresses) or 'nowhere'}",
         "versions": ", ".join(f"{name} {each}" for name, each in report.versions.items()),
         "code": report.code_sha256[:12],
         "configuration": report.config_sha256[:12],
         "ranks": f"{report.ranks} on {report.device.upper()}",
-        "cores": f"{cores:g}",
+        "cores": f"{limits.usable_cores:g}",
         "memory": f"{memory / GIB:,.1f} GiB",
         "output": _room(report.output),
         "cache": _room(report.cache),
@@ -77,6 +78,22 @@ def lines_of(report: Report) -> dict[str, str]:
         used = f"{gpu.used_mib:,} of {gpu.total_mib:,} MiB used"
         lines[f"GPU {gpu.index}"] = f"{gpu.name}: {used}, ECC errors {errors}"
     return {item: text for item, text in lines.items() if text}
+
+
+@contextmanager
+def folder_of_launches(output: Path, *, is_first: bool) -> Iterator[None]:
+    """There while nodes meet, as when they train: by it they see whether they share a disk."""
+    folder = output.absolute() / LAUNCHES
+    made = [each for each in (folder, *folder.parents) if is_first and not each.exists()]
+    with suppress(OSError):
+        if made:
+            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
 
 
 def _room(disk: Disk) -> str:

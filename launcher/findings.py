@@ -49,12 +49,14 @@ class Unreached:
 @dataclass(frozen=True)
 class Nodes:
     """The reports of all nodes, by node. `clock_seconds`: how far a clock is ahead of node 0's.
-    `unreached`: of those that did not reach a second port of node 0."""
+    `unreached`: of those that did not reach a second port of node 0. `blind`: those that do not
+    see in the output folder what node 0 has there."""
 
     reports: Mapping[int, Report]
     names: Mapping[int, str]
     clock_seconds: Mapping[int, float]
     unreached: Mapping[int, Unreached] = field(default_factory=dict)
+    blind: tuple[int, ...] = ()
 
     @property
     def num_ranks(self) -> int:
@@ -64,7 +66,7 @@ class Nodes:
 
 def findings(nodes: Nodes) -> list[Finding]:
     """All that is wrong, errors first, else in the order of nodes."""
-    found = [*_differences(nodes), *_clocks(nodes), *_ports(nodes)]
+    found = [*_differences(nodes), *_clocks(nodes), *_ports(nodes), *_shared_output(nodes)]
     for node, report in nodes.reports.items():
         found += _of_node(nodes.names[node], report, nodes)
     order = {name: place for place, name in enumerate(nodes.names.values())}
@@ -145,6 +147,16 @@ def _ports(nodes: Nodes) -> Iterator[Finding]:
         yield Finding("error" if certain else "warning", nodes.names[node], "ports", text, remedy)
 
 
+def _shared_output(nodes: Nodes) -> Iterator[Finding]:
+    for node in nodes.blind:
+        text = (
+            f"run.output_dir, {nodes.reports[node].output.folder}: what {nodes.names[0]} wrote to "
+            f"{nodes.reports[0].output.folder} is not to be seen there"
+        )
+        remedy = "give all nodes one shared folder (NFS, Lustre), by --run.output_dir"
+        yield Finding("error", nodes.names[node], "output", text, remedy)
+
+
 def _hostname(name: str, report: Report, nodes: Nodes) -> Iterator[Finding]:
     hosts = {each.host for each in nodes.reports.values()}
     if report.gloo_interface or len(hosts) == 1:
@@ -208,9 +220,8 @@ def _limits(name: str, report: Report, num_ranks: int) -> Iterator[Finding]:
         text = f"InfiniBand, but only {limits.locked_bytes:,} bytes of locked memory allowed"
         remedy = "raise the limit (ulimit -l unlimited), or NCCL falls back or fails"
         yield Finding("warning", name, "limits", text, remedy)
-    cores = min(limits.cores, limits.cgroup_cores or limits.cores)
-    if cores < report.ranks:
-        text = f"{report.ranks} ranks share {cores:g} core(s)"
+    if limits.usable_cores < report.ranks:
+        text = f"{report.ranks} ranks share {limits.usable_cores:g} core(s)"
         yield Finding("warning", name, "cores", text, "ask for fewer --ranks, or more cores")
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import shutil
-import subprocess
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-LIMIT_SECONDS = 30
-"""How long a driver may take to answer; one that hangs takes for ever."""
+from launcher import driver
 
 COLUMNS = (
     "index",
+    "uuid",
     "name",
     "memory.total",
     "memory.used",
@@ -34,30 +34,42 @@ class Gpu:
     slowed_by: tuple[str, ...]
 
 
-def gpus() -> tuple[tuple[Gpu, ...], str | None]:
+def gpus(environ: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, ...], str | None]:
     """The GPUs, and what is wrong with the driver: None where it answers, or where there is none.
 
-    All that the node has: which of them a process may see is not asked.
+    Those that a process started here may see: what ails the others does not touch a run.
     """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return (), None
-    query = [program, f"--query-gpu={','.join(COLUMNS)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return (), f"nvidia-smi has not answered for {LIMIT_SECONDS} s"
-    except OSError as error:
-        return (), f"{program} cannot be started: {error.strerror}"
+        done = driver.ask(f"--query-gpu={','.join(COLUMNS)}", "--format=csv,noheader,nounits")
+    except driver.NoAnswerError as error:
+        return (), str(error)
+    if done is None:
+        return (), None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         return (), f"nvidia-smi ended with {done.returncode}: {said[0] if said else 'no message'}"
     rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
-    return tuple(_gpu(row) for row in rows if len(row) == len(COLUMNS)), None
+    whole = [row for row in rows if len(row) == len(COLUMNS)]
+    return tuple(_gpu(row) for row in whole if _is_visible(row, driver.visible(environ))), None
+
+
+def _is_visible(row: list[str], names: tuple[str, ...] | None) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES names the GPU: by number, the beginning of its UUID, or a part
+    of it. Whose a part is, only older drivers' names say: others leave every GPU under suspicion.
+    """
+    index, uuid, *_ = row
+    if names is None:
+        return True
+    return any(
+        name == index
+        or uuid.startswith(name)
+        or (name.startswith("MIG-") and (uuid in name or "GPU-" not in name))
+        for name in names
+    )
 
 
 def _gpu(row: list[str]) -> Gpu:
-    index, name, total, used, errors, hot, braked = row
+    index, _uuid, name, total, used, errors, hot, braked = row
     reasons = {"heat": hot, "the power supply": braked}
     return Gpu(
         index=_number(index) or 0,

@@ -9,7 +9,7 @@ from launcher.launches import KIND
 from launcher.place import DEFAULT_PORT, NAMES
 from launcher.pod import CONFIG_FILE, Object, Pod, failure_policy, variable, variable_of_pod
 
-# As often as Kubernetes itself would try again. A run that gets no further ends itself sooner.
+# As often as Kubernetes itself would try again. It counts tries, whether a run got further or not.
 RESTARTS = 6
 
 TRAINER = "trainer.kubeflow.org"

@@ -107,6 +107,7 @@ def _checked(request: Request, target: Target) -> tuple[str, str | None]:
             text = request.config.expanduser().read_text(encoding="utf-8-sig")
         name = name or _suggested(resolved)
         mistakes += _mistakes_of_run(resolved, target)
+        mistakes += _mistakes_of_engine(request, resolved)
     except ConfigError as error:
         mistakes.append(str(error))
     if name:
@@ -142,6 +143,20 @@ def _mistakes_of_run(resolved: Resolved, target: Target) -> Iterator[str]:
         yield (
             f"run.output_dir: got {output} ({resolved.source('run.output_dir')}), which ends with "
             f"the pod; the volume is at {WORKSPACE}, and a relative path is below it"
+        )
+
+
+def _mistakes_of_engine(request: Request, resolved: Resolved) -> Iterator[str]:
+    """--engine means a file of the image. Any other is read here, where it is checked, and again in
+    the pod, which has none of this machine's."""
+    path = resolved.config.engine.deepspeed
+    if path is None or request.engine is not None:
+        return
+    if ".." in path.parts or not path.is_relative_to(WORKSPACE):
+        yield (
+            f"engine.deepspeed: got {path} ({resolved.source('engine.deepspeed')}), which no pod "
+            "has; take a file that is shipped, such as --engine zero2, or put it on the volume and "
+            f"give its path there, below {WORKSPACE} (and the same here, to be checked)"
         )
 
 

@@ -23,6 +23,11 @@ class Limits:
     open_files: int | None
     locked_bytes: int | None
 
+    @property
+    def usable_cores(self) -> float:
+        """Cores' worth of time that processes of this group get."""
+        return min(self.cores, self.cgroup_cores or self.cores)
+
 
 def limits() -> Limits:
     """Those of this process, which its children inherit."""

@@ -85,7 +85,8 @@ def plan(request: Request, machine: Machine, place: Place, launch_id: str, exits
     environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
     if layout.device == "cpu":
         # torchrun would give each rank one thread.
-        environ["OMP_NUM_THREADS"] = str(max(1, machine.num_cores // layout.ranks))
+        threads = machine.threads or str(max(1, machine.num_cores // layout.ranks))
+        environ["OMP_NUM_THREADS"] = threads
     if layout.device == "cpu" and (request.nodes.is_elastic or layout.total(num_nodes) == 1):
         environ["CUDA_VISIBLE_DEVICES"] = "-1"  # accelerate's configurations say it for theirs
     if request.nodes.is_elastic:

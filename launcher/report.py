@@ -76,7 +76,7 @@ class Report:
 def report(resolved: Resolved, layout: Layout, environ: Mapping[str, str] = os.environ) -> Report:
     """Of this node, which is to start `layout`'s ranks with the configuration."""
     config = resolved.config
-    found, gpu_fault = gpus()
+    found, gpu_fault = gpus(environ)
     addresses = own_addresses(socket.gethostname())
     return Report(
         host=socket.gethostname(),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from gradacc_dist.errors import PeerLostError
 from launcher.findings import Finding
 from launcher.place import Place
+from launcher.rollfolder import sees
 from launcher.rollmessages import PROGRESS_SECONDS, WORD, Hello, Say, error_of, line_of
 
 CONNECT_SECONDS = 5.0
@@ -76,6 +77,8 @@ def _converse(connection: socket.socket, where: str, hello: Hello, say: Say) -> 
                 connection.sendall(line_of(time.time()))
             elif word.kind == "knock":
                 connection.sendall(line_of(_knock(word.host, word.port)))
+            elif word.kind == "look":
+                connection.sendall(line_of(sees(hello.report.output.folder, word.text)))
             else:
                 say(word.text)
         else:

@@ -17,12 +17,15 @@ from gradacc_dist.errors import ConfigError, GradaccError, PeerLostError
 from launcher.findings import Nodes, Unreached, findings
 from launcher.place import Place
 from launcher.report import Report, is_own, own_addresses
+from launcher.rollfolder import sign
 from launcher.rollmessages import HELLO, PROGRESS_SECONDS, Hello, Meeting, Say, Word, line_of
 
 # An earlier try may take a moment to let go of the port.
 BIND_SECONDS = 10.0
 SEND_SECONDS = 5.0
 MAX_LINE_BYTES = 2**22
+# After which a node that vanished, without a word to the network either, counts as gone.
+VANISHED_SECONDS = 10
 
 
 def hold(place: Place, hello: Hello, seconds: float, say: Say) -> Meeting:
@@ -32,8 +35,9 @@ def hold(place: Place, hello: Hello, seconds: float, say: Say) -> Meeting:
         _listening(place.port) as listener,
         _listening(0) as door,
         selectors.DefaultSelector() as selector,
+        sign(hello.report.output.folder) as sign_name,
     ):
-        host = _Host(place, hello, selector, listener, door, say)
+        host = _Host(place, hello, selector, listener, door, sign_name, say)
         try:
             host.gather(seconds)
             meeting = host.compare()
@@ -59,10 +63,13 @@ class _Visitor:
     unreached: str | None = None
     """Why it did not reach a port of node 0 that the kernel chose; "" where it did."""
 
+    sees_output: bool | None = None
+    """Whether it found node 0's file in the output folder; None until it says so."""
+
     @property
     def is_here(self) -> bool:
         """Whether it has told all that it was asked."""
-        return self.clock_seconds is not None and self.unreached is not None
+        return None not in (self.clock_seconds, self.unreached, self.sees_output)
 
 
 class _Host:
@@ -73,12 +80,14 @@ class _Host:
         selector: selectors.BaseSelector,
         listener: socket.socket,
         door: socket.socket,
+        sign_name: str,
         say: Say,
     ) -> None:
         self._place, self._hello, self._say = place, hello, say
         self._selector, self._listener = selector, listener
         # Where others knock. Nobody opens: the kernel answers for it.
         self._door_port = door.getsockname()[1]
+        self._sign_name = sign_name
         self._visitors: dict[socket.socket, _Visitor] = {}
         selector.register(listener, selectors.EVENT_READ)
 
@@ -102,15 +111,17 @@ class _Host:
     def compare(self) -> Meeting:
         """Of all nodes: what they say, and what is wrong with it."""
         reports, clocks = {self._hello.node: self._hello.report}, {self._hello.node: 0.0}
-        unreached = {}
+        unreached, blind = {}, []
         for node, visitor in sorted(self._present().items()):
             assert visitor.hello is not None
             assert visitor.clock_seconds is not None
             reports[node], clocks[node] = visitor.hello.report, visitor.clock_seconds
             if visitor.unreached:
                 unreached[node] = Unreached(_own_side(visitor), visitor.unreached)
+            if not visitor.sees_output:
+                blind.append(node)
         names = {node: self._name(node, report) for node, report in reports.items()}
-        nodes = Nodes(reports, names, clocks, unreached)
+        nodes = Nodes(reports, names, clocks, unreached, tuple(blind))
         return Meeting(tuple(findings(nodes)), nodes)
 
     def stop_listening(self) -> None:
@@ -131,7 +142,8 @@ class _Host:
             self._drop(visitor)
 
     def _name(self, node: int, report: Report) -> str:
-        return self._place.names[node] if self._place.names else f"node {node} ({report.host})"
+        name = self._place.describe(node)
+        return name if node < len(self._place.names) else f"{name} ({report.host})"
 
     def _present(self) -> dict[int, _Visitor]:
         return {
@@ -167,15 +179,17 @@ class _Host:
             connection, address = self._listener.accept()
         except OSError:  # it left at the door
             return
+        _notice_silence(connection)
         visitor = _Visitor(connection, f"{address[0]}:{address[1]}")
         self._visitors[connection] = visitor
         self._selector.register(connection, selectors.EVENT_READ, visitor)
 
     def _read(self, visitor: _Visitor) -> None:
+        piece, why = b"", "hung up"
         try:
             piece = visitor.socket.recv(65536)
-        except OSError:
-            piece = b""
+        except OSError as error:
+            why = f"hung up ({error.strerror})"
         visitor.heard += piece
         *lines, rest = bytes(visitor.heard).split(b"\n")
         visitor.heard[:] = rest
@@ -185,7 +199,7 @@ class _Host:
         if len(visitor.heard) > MAX_LINE_BYTES:
             self._drop(visitor, "sends no lines of a node")
         elif not piece:
-            self._drop(visitor, "hung up")
+            self._drop(visitor, why)
 
     def _hear(self, visitor: _Visitor, line: bytes) -> None:
         if visitor.hello is None:
@@ -196,7 +210,9 @@ class _Host:
             answer = json.loads(line)
         except ValueError:
             answer = None
-        if isinstance(answer, float):
+        if isinstance(answer, bool):
+            visitor.sees_output = answer
+        elif isinstance(answer, float):
             # What it read half-way between the question and the answer.
             visitor.clock_seconds = answer - (visitor.asked_at + arrived) / 2
         elif isinstance(answer, str):
@@ -223,6 +239,9 @@ class _Host:
         self._send(visitor, Word("clock"))
         if visitor.socket in self._visitors:
             self._send(visitor, Word("knock", host=_own_side(visitor), port=self._door_port))
+        visitor.sees_output = None if self._sign_name else True
+        if self._sign_name and visitor.socket in self._visitors:
+            self._send(visitor, Word("look", self._sign_name))
 
     def _refuse_other_version(self, visitor: _Visitor, line: bytes) -> None:
         with suppress(ValueError):
@@ -235,20 +254,30 @@ class _Host:
                 )
 
     def _refuse_contradiction(self, hello: Hello) -> None:
-        """Two that cannot both be right, and waiting does not help."""
+        """Two that cannot both be right, and waiting does not help.
+
+        But a node that was started again on the same host takes the place of its former self,
+        which may have ended without a word.
+        """
         who = f"{hello.report.host} (process {hello.pid})"
         if hello.nodes != self._hello.nodes:
             raise ConfigError(
                 f"{who} was started as one of {hello.nodes} nodes, node 0 as one of "
                 f"{self._hello.nodes}; give every node the same --nodes"
             )
-        here = [self._hello, *(each.hello for each in self._visitors.values() if each.hello)]
-        for other in here:
-            if other.node == hello.node:
-                raise ConfigError(
-                    f"{other.report.host} (process {other.pid}) and {who} both say that they are "
-                    f"node {hello.node}; give each node a NODE_RANK of its own"
-                )
+        for visitor in [None, *self._visitors.values()]:
+            other = self._hello if visitor is None else visitor.hello
+            if other is None or other.node != hello.node:
+                continue
+            text = (
+                f"{other.report.host} (process {other.pid}) and {who} both say that they are "
+                f"node {hello.node}; give each node a NODE_RANK of its own"
+            )
+            if visitor is None or other.report.host != hello.report.host:
+                raise ConfigError(text)
+            self._say(f"{self._place.describe(hello.node)} was started again: {who}")
+            self._send(visitor, Word("ended", text, exit_code=ConfigError.exit_code))
+            visitor.hello = None  # it hangs up, or is found to have vanished
 
     def _send(self, visitor: _Visitor, word: Word) -> None:
         try:
@@ -270,6 +299,19 @@ class _Host:
 def _own_side(visitor: _Visitor) -> str:
     """The address of this node by which the visitor came, whatever names and services it took."""
     return str(visitor.socket.getsockname()[0])
+
+
+def _notice_silence(connection: socket.socket) -> None:
+    """A node whose host or network went away hangs up as little as one that waits."""
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_SECONDS // 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, VANISHED_SECONDS // 2),
+        # Of what was sent and not answered for, where keepalive does not look.
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_SECONDS * 1000),
+    ):
+        connection.setsockopt(level, option, value)
 
 
 def _look_at_address(place: Place, report: Report, say: Say) -> None:

@@ -1,6 +1,6 @@
 """What nodes and node 0 say to each other in the roll call: lines of JSON.
 
-node -> node 0   a Hello; then its clock, and what came of knocking, when asked for them
+node -> node 0   a Hello; then, when asked: its clock, what came of knocking, and of looking
 node 0 -> node   Words
 """
 
@@ -39,10 +39,10 @@ class Hello:
 
 @dataclass(frozen=True)
 class Word:
-    """What node 0 says: how far it is, what time is it there, knock at `host`:`port`, no, all is
-    over, go on."""
+    """What node 0 says: how far it is, what time is it there, knock at `host`:`port`, look for the
+    file `text`, no, all is over, go on."""
 
-    kind: Literal["progress", "clock", "knock", "refused", "ended", "go"]
+    kind: Literal["progress", "clock", "knock", "look", "refused", "ended", "go"]
     text: str = ""
     host: str = ""
     port: int = 0
@@ -73,9 +73,9 @@ class Meeting:
 HELLO, WORD = TypeAdapter(Hello), TypeAdapter(Word)
 
 
-def line_of(message: Hello | Word | float | str) -> bytes:
+def line_of(message: Hello | Word | float | str | bool) -> bytes:
     """As it travels."""
-    content = message if isinstance(message, float | str) else asdict(message)
+    content = message if isinstance(message, float | str | bool) else asdict(message)
     return json.dumps(content).encode() + b"\n"
 
 

@@ -29,7 +29,7 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
 
     Raises ConfigError, with every mistake, before a rank starts.
     """
-    machine, place = this_machine(environ), place_of(environ, request.nodes)
+    machine, place = this_machine(environ, cpu=request.cpu), place_of(environ, request.nodes)
     layout = layout_of(request, machine)
     resolved = checked(request, layout, environ)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
@@ -63,7 +63,7 @@ def show(request: Request, environ: Mapping[str, str]) -> int:
 
     Raises ConfigError, with every mistake.
     """
-    machine, places = this_machine(environ), places_of(environ, request.nodes)
+    machine, places = this_machine(environ, cpu=request.cpu), places_of(environ, request.nodes)
     resolved = checked(request, layout_of(request, machine), environ)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
     folder = LaunchFolder.of(_output(resolved), launch_id)
@@ -78,7 +78,7 @@ def show(request: Request, environ: Mapping[str, str]) -> int:
 
 def output_of(request: Request, environ: Mapping[str, str]) -> Path:
     """The output folder of the run. Raises ConfigError with every mistake of its configuration."""
-    layout = layout_of(request, this_machine(environ))
+    layout = layout_of(request, this_machine(environ, cpu=request.cpu))
     return _output(checked(request, layout, environ))
 
 
@@ -127,7 +127,7 @@ def _new_id(request: Request) -> str:
 
 def check(request: Request, environ: Mapping[str, str]) -> int:
     """Print every setting of the run with its source. Raises ConfigError with every mistake."""
-    layout = layout_of(request, this_machine(environ))
+    layout = layout_of(request, this_machine(environ, cpu=request.cpu))
     print(table(checked(request, layout, environ)))
     return 0
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from launching import ROOT, environment
 from node_reports import HEALTHY, healthy, nodes_of
 
-from launcher.doctor import lines_of, shown, table
+from launcher.doctor import folder_of_launches, lines_of, shown, table
 from launcher.findings import Finding, findings
 from launcher.gpus import Gpu
 from launcher.rollmessages import Meeting
@@ -59,6 +59,19 @@ def test_errors_end_with_10_and_are_in_the_table():
     assert "error    limits         200 open files" in done.stdout
     assert "200 open files allowed, 1 ranks need 260; raise the limit: ulimit -n 520" in done.stderr
     assert "bandwidth" not in done.stdout
+
+
+def test_what_nodes_meet_by_is_not_left_behind(tmp_path):
+    output = tmp_path / "runs" / "a"
+    with folder_of_launches(output, is_first=True):
+        assert (output / "launches").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with folder_of_launches(output, is_first=False):
+        assert not output.exists()
+    (output / "launches" / "one").mkdir(parents=True)
+    with folder_of_launches(output, is_first=True):
+        pass
+    assert (output / "launches" / "one").is_dir()
 
 
 def test_what_is_found_stands_below_its_item():

@@ -48,6 +48,28 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("by", ["flag", "file"])
+def test_a_deepspeed_file_that_no_pod_has(by, config, tmp_path):
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"zero_optimization": {"stage": 2}}')
+    flags = ("--engine.deepspeed", str(mine)) if by == "flag" else ()
+    if by == "file":
+        config.write_text(f"{RUN}engine: {{deepspeed: {mine}}}\n")
+    request = Request(config=config, ranks=8, flags=flags)
+    with pytest.raises(ConfigError, match=r"engine.deepspeed: got .*mine.json .*--engine zero2"):
+        manifest(request, Target(IMAGE, "disk"))
+    assert "--engine" in manifest(Request(config, (), 8, engine="zero2"), Target(IMAGE, "disk"))
+
+
+def test_a_deepspeed_file_of_the_volume_is_let_through(config, tmp_path, monkeypatch):
+    """Where it can be read here, too."""
+    (tmp_path / "mine.json").write_text('{"zero_optimization": {"stage": 2}}')
+    flags = ("--engine.deepspeed", str(tmp_path / "mine.json"))
+    monkeypatch.setattr("launcher.kubernetes.WORKSPACE", str(tmp_path))
+    request = Request(config, (*flags, "--run.output_dir", "runs/a"), 8)
+    assert "mine.json" in manifest(request, Target(IMAGE, "disk"))
+
+
 def text_of(case: str, config: Path) -> str:
     request, target = CASES[case]
     # The one of one node is the packaged demo: no file, and no ConfigMap.

@@ -210,6 +210,11 @@ def test_cpu_ranks_share_the_cores(ranks, threads):
     assert command.environ["OMP_NUM_THREADS"] == threads
 
 
+def test_threads_that_a_user_sets_stay():
+    machine = dataclasses.replace(LAPTOP, threads="3")
+    assert plan(Request(ranks=2), machine, HERE, "id", EXITS).environ["OMP_NUM_THREADS"] == "3"
+
+
 def test_every_shipped_file_that_a_plan_names_exists():
     for case in CASES:
         for word in command_of(case).argv:

@@ -56,6 +56,8 @@ def test_help_names_every_command():
         (["train", "--nodes", "8:2"], "--nodes: got 8:2"),
         (["train", "--engine", "zero9"], "--engine: got zero9; there are ddp"),
         (["train", "--config"], "--config: expected one argument"),
+        (["submit", "--local", "--check"], "gradacc train --check, with the same flags"),
+        (["doctor", "--check"], "gradacc doctor: does not take --check"),
         (["init"], "DIR"),
         (["init", "a", "b"], "does not take b"),
         (["status", "--window.examples", "8"], "does not take --window.examples"),

@@ -2,11 +2,16 @@
 
 import os
 import re
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
+from gradacc_dist.errors import ConfigError
+from launcher import driver as asking
+from launcher import limits, machine
 from launcher.machine import this_machine
 
 THREE = """\
@@ -32,10 +37,10 @@ def driver(tmp_path, monkeypatch):
 
 def test_gpus_are_counted_and_not_their_parts(driver):
     driver(THREE)
-    machine = this_machine({})
-    assert machine.num_gpus == 3
-    assert machine.host == socket.gethostname()
-    assert machine.num_cores == len(os.sched_getaffinity(0))
+    found = this_machine({})
+    assert found.num_gpus == 3
+    assert found.host == socket.gethostname()
+    assert 1 <= found.num_cores <= len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
@@ -67,3 +72,36 @@ def test_a_machine_without_a_driver_has_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("launcher.machine.Path.glob", lambda self, pattern: iter(()))
     assert this_machine({"CUDA_VISIBLE_DEVICES": "0,1"}).num_gpus == 0
+
+
+def test_a_driver_that_hangs_is_named_and_not_asked_where_no_gpu_is_wanted(tmp_path, monkeypatch):
+    """As the kernel keeps it: SIGKILL does not end a program that waits within a driver."""
+    pid, program = tmp_path / "pid", tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(asking, "LIMIT_SECONDS", 2)
+    monkeypatch.setattr(asking, "END_SECONDS", 0.1)
+    assert this_machine({}, cpu=True).num_gpus == 0
+    assert not pid.exists()
+    left = []
+    monkeypatch.setattr(asking.subprocess.Popen, "kill", lambda self: left.append(self))
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"nvidia-smi has not answered for 2 s.*--cpu"):
+        this_machine({})
+    assert time.monotonic() - started < 120
+    (asked,) = left
+    asked.send_signal(signal.SIGKILL)
+    asked.wait()
+
+
+@pytest.mark.parametrize(("quota", "num_cores"), [(None, 8), (2.5, 2), (0.5, 1), (64.0, 8)])
+def test_cores_are_those_that_the_container_gets(quota, num_cores, monkeypatch):
+    given = limits.Limits(8, quota, 1, None, None, None)
+    monkeypatch.setattr(machine, "limits", lambda: given)
+    assert this_machine({}, cpu=True).num_cores == num_cores
+
+
+def test_threads_that_a_user_sets_are_known():
+    assert this_machine({"OMP_NUM_THREADS": "3"}, cpu=True).threads == "3"
+    assert this_machine({"OMP_NUM_THREADS": ""}, cpu=True).threads is None

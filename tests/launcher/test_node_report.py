@@ -11,7 +11,7 @@ import pytest
 from launching import ROOT
 
 from gradacc_dist.config.load import load
-from launcher import gpus, limits
+from launcher import driver, gpus, limits
 from launcher import report as reports
 from launcher.plan import Layout
 
@@ -126,21 +126,38 @@ def test_limits_of_the_groups_of_processes_around(tmp_path, monkeypatch):
 
 
 ROWS = """cat <<END
-0, NVIDIA H100 80GB HBM3, 81559, 4, 0, Not Active, Not Active
-1, NVIDIA H100 80GB HBM3, 81559, 70000, 2, Active, Not Active
-2, Tesla T4, 15360, 3, [N/A], Not Active, Active
+0, GPU-aa1, NVIDIA H100 80GB HBM3, 81559, 4, 0, Not Active, Not Active
+1, GPU-ab2, NVIDIA H100 80GB HBM3, 81559, 70000, 2, Active, Not Active
+2, GPU-c, Tesla T4, 15360, 3, [N/A], Not Active, Active
 END"""
 
 
 def test_gpus_as_the_driver_tells(tmp_path, monkeypatch):
     fake_driver(tmp_path, monkeypatch, ROWS)
-    found, fault = gpus.gpus()
+    found, fault = gpus.gpus({})
     assert fault is None
     assert found == (
         gpus.Gpu(0, "NVIDIA H100 80GB HBM3", 81559, 4, 0, ()),
         gpus.Gpu(1, "NVIDIA H100 80GB HBM3", 81559, 70000, 2, ("heat",)),
         gpus.Gpu(2, "Tesla T4", 15360, 3, None, ("the power supply",)),
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "seen"),
+    [
+        ("1,0", [0, 1]),
+        ("2,-1,0", [2]),
+        ("", []),
+        ("GPU-ab", [1]),
+        ("MIG-GPU-ab2/1/0", [1]),
+        ("MIG-0f3e", [0, 1, 2]),  # whose part, its name does not tell
+    ],
+)
+def test_only_gpus_that_ranks_may_see_are_judged(tmp_path, monkeypatch, names, seen):
+    fake_driver(tmp_path, monkeypatch, ROWS)
+    found, _ = gpus.gpus({"CUDA_VISIBLE_DEVICES": names})
+    assert [gpu.index for gpu in found] == seen
 
 
 @pytest.mark.parametrize(
@@ -152,13 +169,13 @@ def test_gpus_as_the_driver_tells(tmp_path, monkeypatch):
     ],
 )
 def test_a_driver_in_trouble_is_told(tmp_path, monkeypatch, script, said):
-    monkeypatch.setattr(gpus, "LIMIT_SECONDS", 1)
+    monkeypatch.setattr(driver, "LIMIT_SECONDS", 1)
     fake_driver(tmp_path, monkeypatch, script)
-    found, fault = gpus.gpus()
+    found, fault = gpus.gpus({})
     assert found == ()
     assert said in fault
 
 
 def test_no_driver_is_no_fault(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus.gpus() == ((), None)
+    assert gpus.gpus({}) == ((), None)

@@ -13,10 +13,11 @@ import pytest
 from node_reports import healthy
 
 from gradacc_dist.errors import ConfigError, PeerLostError, PreemptedError
-from launcher import rollguest, rollhost, rollmessages
+from launcher import rollfolder, rollguest, rollhost, rollmessages
 from launcher.place import Place
+from launcher.report import Disk
 from launcher.rollcall import may_be_asked_to_leave, name_of_launch, roll_call
-from launcher.rollmessages import Hello, line_of
+from launcher.rollmessages import Hello, Meeting, line_of
 
 LIMIT_SECONDS = 60
 LAUNCH = "20260101T000000-abcdef"
@@ -166,6 +167,75 @@ def test_two_of_one_number_are_both_named(nodes):
             future.result(LIMIT_SECONDS)
     with pytest.raises(ConfigError, match="node 1"):
         futures[2].result(LIMIT_SECONDS)
+
+
+def test_a_node_that_died_in_silence_is_replaced_on_its_host(nodes):
+    first = nodes.start(0, "n1")
+    with stranger(nodes.port) as silent, silent.makefile("rb") as words:
+        silent.sendall(line_of(Hello(LAUNCH, 1, 2, 77, healthy("n2"))))
+        assert [json.loads(words.readline())["kind"] for _ in range(2)] == ["clock", "knock"]
+        guest = nodes.start(1, "n2")
+        # Were it alive after all, it would hear who took its place.
+        told = next(word for word in map(json.loads, words) if word["kind"] == "ended")
+        assert told["exit_code"] == ConfigError.exit_code
+        assert "n2 (process 77) and n2 (process" in told["text"]
+        guest.result(LIMIT_SECONDS).refuse_errors()
+        assert set(first.result(LIMIT_SECONDS).nodes.reports) == {0, 1}
+    nodes.heard("n1", "n2 was started again")
+
+
+def test_of_a_node_that_starts_again_and_again_the_last_counts(nodes):
+    first = nodes.start(0, "n1")
+    with stranger(nodes.port) as one, stranger(nodes.port) as other:
+        for number, silent in enumerate((one, other)):
+            silent.sendall(line_of(Hello(LAUNCH, 1, 2, number, healthy("n2"))))
+            assert silent.recv(1)
+        nodes.start(1, "n2").result(LIMIT_SECONDS)
+        first.result(LIMIT_SECONDS)
+    assert sum("was started again" in line for line in nodes.said["n1"]) == 2
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_an_output_folder_that_nodes_do_not_share(is_shared, nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollfolder, "LOOK_SECONDS", 0.1)
+    folders = [tmp_path / "a", tmp_path / ("a" if is_shared else "b")]
+    for folder in folders:
+        (folder / "launches" / "earlier").mkdir(parents=True, exist_ok=True)
+    mine, theirs = (Disk(str(folder), "/", 10**12) for folder in folders)
+    guest = nodes.start(1, "n2", output=theirs)
+    found = nodes.start(0, "n1", output=mine).result(LIMIT_SECONDS).findings
+    assert guest.result(LIMIT_SECONDS).findings == found
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    if is_shared:
+        assert found == ()
+    else:
+        (finding,) = found
+        assert (finding.level, finding.node, finding.item) == ("error", "n2", "output")
+        assert f"{folders[1]}: what n1 wrote to {folders[0]} is not to be seen" in finding.text
+
+
+def test_connections_to_hosts_that_vanish_do_not_last():
+    """What the kernel is asked; to see it at work takes a network that can be cut."""
+    with socket.socket() as connection:
+        rollhost._notice_silence(connection)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        of_tcp = {
+            name: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"))
+            for name in ("KEEPIDLE", "KEEPINTVL", "KEEPCNT", "USER_TIMEOUT")
+        }
+    assert of_tcp["KEEPIDLE"] + of_tcp["KEEPINTVL"] * of_tcp["KEEPCNT"] == 10
+    assert of_tcp["USER_TIMEOUT"] == 10_000
+
+
+def test_nodes_are_named_by_number_where_the_scheduler_names_too_few(port):
+    def node(rank: int) -> Meeting:
+        place = Place(rank, "127.0.0.1", port, ("first",))
+        return roll_call(place, 2, LAUNCH, healthy(f"n{rank}"), LIMIT_SECONDS, print)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.submit(node, 0), threads.submit(node, 1)
+        assert first.result(LIMIT_SECONDS).nodes.names == {0: "first", 1: "node 1 (n1)"}
+        second.result(LIMIT_SECONDS)
 
 
 def test_nodes_that_were_promised_other_numbers_of_nodes(nodes):
