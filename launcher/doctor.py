@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import LAUNCH_ID
-from launcher.findings import Finding, Nodes, findings
+from launcher.findings import Finding, Reports, findings
 from launcher.launches import LAUNCHES, new_id
 from launcher.machine import Machine, this_machine
 from launcher.place import Place, place_of
@@ -41,7 +41,7 @@ def examine(request: Request, environ: Mapping[str, str]) -> int:
             meeting = meet(request, place, layout, resolved, environ)
     else:
         mine = report(resolved, layout, environ)
-        nodes = Nodes({0: mine}, {0: mine.host}, {0: 0.0})
+        nodes = Reports({0: mine}, {0: mine.host}, {0: 0.0})
         meeting = Meeting(tuple(findings(nodes)), nodes)
     if place.is_first:
         print(shown(meeting), flush=True)

@@ -47,7 +47,7 @@ class Unreached:
 
 
 @dataclass(frozen=True)
-class Nodes:
+class Reports:
     """The reports of all nodes, by node. `clock_seconds`: how far a clock is ahead of node 0's.
     `unreached`: of those that did not reach a second port of node 0. `blind`: those that do not
     see in the output folder what node 0 has there."""
@@ -64,7 +64,7 @@ class Nodes:
         return sum(report.ranks for report in self.reports.values())
 
 
-def findings(nodes: Nodes) -> list[Finding]:
+def findings(nodes: Reports) -> list[Finding]:
     """All that is wrong, errors first, else in the order of nodes."""
     found = [*_differences(nodes), *_clocks(nodes), *_ports(nodes), *_shared_output(nodes)]
     for node, report in nodes.reports.items():
@@ -73,14 +73,14 @@ def findings(nodes: Nodes) -> list[Finding]:
     return sorted(found, key=lambda each: (each.level != "error", order[each.node]))
 
 
-def _of_node(name: str, report: Report, nodes: Nodes) -> Iterator[Finding]:
+def _of_node(name: str, report: Report, nodes: Reports) -> Iterator[Finding]:
     yield from _hostname(name, report, nodes)
     yield from _disks(name, report)
     yield from _limits(name, report, nodes.num_ranks)
     yield from _gpus(name, report)
 
 
-def _differences(nodes: Nodes) -> Iterator[Finding]:
+def _differences(nodes: Reports) -> Iterator[Finding]:
     """What must be the same everywhere."""
     reports = nodes.reports
     remedy = "install the same versions on every node"
@@ -101,7 +101,7 @@ def _differences(nodes: Nodes) -> Iterator[Finding]:
 
 
 def _odd(
-    nodes: Nodes, item: str, what: str, values: Mapping[int, str], remedy: str
+    nodes: Reports, item: str, what: str, values: Mapping[int, str], remedy: str
 ) -> Iterator[Finding]:
     """Nodes whose value is not that of most; where as many say one thing as another, node 0's."""
     counts = Counter(values.values())
@@ -117,7 +117,7 @@ def _odd(
             yield Finding("error", nodes.names[node], item, text, remedy)
 
 
-def _clocks(nodes: Nodes) -> Iterator[Finding]:
+def _clocks(nodes: Reports) -> Iterator[Finding]:
     """Against the clock in the middle, so that one that is wrong is named, be it node 0's. Of two
     in the middle, the one that is nearer to node 0's."""
     ordered = sorted(nodes.clock_seconds.values())
@@ -131,7 +131,7 @@ def _clocks(nodes: Nodes) -> Iterator[Finding]:
             yield Finding("warning", nodes.names[node], "clock", text, remedy)
 
 
-def _ports(nodes: Nodes) -> Iterator[Finding]:
+def _ports(nodes: Reports) -> Iterator[Finding]:
     """An error where gloo would go the same way; on another interface all may be open."""
     for node, fault in nodes.unreached.items():
         first = nodes.reports[0]
@@ -147,7 +147,7 @@ def _ports(nodes: Nodes) -> Iterator[Finding]:
         yield Finding("error" if certain else "warning", nodes.names[node], "ports", text, remedy)
 
 
-def _shared_output(nodes: Nodes) -> Iterator[Finding]:
+def _shared_output(nodes: Reports) -> Iterator[Finding]:
     for node in nodes.blind:
         text = (
             f"run.output_dir, {nodes.reports[node].output.folder}: what {nodes.names[0]} wrote to "
@@ -157,7 +157,7 @@ def _shared_output(nodes: Nodes) -> Iterator[Finding]:
         yield Finding("error", nodes.names[node], "output", text, remedy)
 
 
-def _hostname(name: str, report: Report, nodes: Nodes) -> Iterator[Finding]:
+def _hostname(name: str, report: Report, nodes: Reports) -> Iterator[Finding]:
     hosts = {each.host for each in nodes.reports.values()}
     if report.gloo_interface or len(hosts) == 1:
         return

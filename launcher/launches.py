@@ -51,7 +51,7 @@ class Launch:
     def of_process(cls, pid: int, launch_id: str, kind: Kind, command: tuple[str, ...]) -> Self:
         """One that the process `pid` of this host has just begun."""
         here, now = socket.gethostname(), time.time()
-        return cls(launch_id, kind, here, now, command, pid=pid, pid_began=began(pid))
+        return cls(launch_id, kind, here, now, command, pid=pid, pid_began=start_ticks(pid))
 
     @property
     def is_here(self) -> bool:
@@ -146,7 +146,7 @@ def newest(output: Path) -> tuple[LaunchFolder, Launch]:
     )
 
 
-def began(pid: int) -> int | None:
+def start_ticks(pid: int) -> int | None:
     """When a process of this host began, in clock ticks since boot; None where there is none.
 
     With it, a process that has got an old one's number is not taken for it.
@@ -161,7 +161,7 @@ def began(pid: int) -> int | None:
 
 def is_alive(launch: Launch) -> bool:
     """Whether the launch's process runs, on this host."""
-    ticks = began(launch.pid) if launch.is_here and launch.pid is not None else None
+    ticks = start_ticks(launch.pid) if launch.is_here and launch.pid is not None else None
     return ticks is not None and ticks == launch.pid_began
 
 

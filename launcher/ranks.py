@@ -14,7 +14,7 @@ from types import FrameType
 
 from gradacc_dist.exits import Exit, read_exits
 from launcher.decisions import FINAL
-from launcher.launches import began
+from launcher.launches import start_ticks
 from launcher.plan import SHUTDOWN_SECONDS, Command
 from launcher.verdict import Verdict, verdict
 
@@ -65,7 +65,7 @@ class _Notes:
         return [
             each.pid
             for each in self.of_this_host()
-            if each.ended is None and began(each.pid) is not None
+            if each.ended is None and start_ticks(each.pid) is not None
         ]
 
 

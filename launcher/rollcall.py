@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from gradacc_dist.errors import PreemptedError
 from gradacc_dist.exits import LAUNCH_ID
-from launcher.findings import Nodes
+from launcher.findings import Reports
 from launcher.launches import ATTEMPT
 from launcher.place import Place
 from launcher.report import Report
@@ -38,7 +38,7 @@ def roll_call(
         return hold(place, hello, seconds, say)
     found = attend(place, hello, seconds, say)
     name = place.describe(place.rank)
-    return Meeting(found, Nodes({place.rank: report}, {place.rank: name}, {place.rank: 0.0}))
+    return Meeting(found, Reports({place.rank: report}, {place.rank: name}, {place.rank: 0.0}))
 
 
 def name_of_launch(environ: Mapping[str, str]) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from gradacc_dist.errors import ConfigError, GradaccError, PeerLostError
-from launcher.findings import Nodes, Unreached, findings
+from launcher.findings import Reports, Unreached, findings
 from launcher.place import Place
 from launcher.report import Report, is_own, own_addresses
 from launcher.rollfolder import sign
@@ -121,7 +121,7 @@ class _Host:
             if not visitor.sees_output:
                 blind.append(node)
         names = {node: self._name(node, report) for node, report in reports.items()}
-        nodes = Nodes(reports, names, clocks, unreached, tuple(blind))
+        nodes = Reports(reports, names, clocks, unreached, tuple(blind))
         return Meeting(tuple(findings(nodes)), nodes)
 
     def stop_listening(self) -> None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 import gradacc_dist
 from gradacc_dist.errors import ConfigError, GradaccError, PeerLostError, PreemptedError
-from launcher.findings import Finding, Nodes
+from launcher.findings import Finding, Reports
 from launcher.report import Report
 
 PROGRESS_SECONDS = 5.0
@@ -55,7 +55,7 @@ class Meeting:
     """What came of it. Findings are the same on every node; `nodes` are all on node 0 only."""
 
     findings: tuple[Finding, ...]
-    nodes: Nodes
+    nodes: Reports
 
     def tell_warnings(self, say: Say) -> None:
         """To people, who may go on."""

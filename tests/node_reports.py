@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from launcher.findings import Nodes
+from launcher.findings import Reports
 from launcher.limits import Limits
 from launcher.report import Disk, Report
 
@@ -35,8 +35,8 @@ def healthy(host: str = "n1", **changes: object) -> Report:
     return replace(HEALTHY, host=host, **changes)
 
 
-def nodes_of(*reports: Report, clocks: tuple[float, ...] = ()) -> Nodes:
-    """Nodes of these reports, called by their hosts."""
+def nodes_of(*reports: Report, clocks: tuple[float, ...] = ()) -> Reports:
+    """Reports of these reports, called by their hosts."""
     numbered = dict(enumerate(reports))
     seconds = dict(enumerate(clocks or (0.0,) * len(reports)))
-    return Nodes(numbered, {node: each.host for node, each in numbered.items()}, seconds)
+    return Reports(numbered, {node: each.host for node, each in numbered.items()}, seconds)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from gradacc_dist.errors import ConfigError, DiskError
-from launcher.launches import Launch, LaunchFolder, Outcome, began, is_alive, new_id, newest
+from launcher.launches import Launch, LaunchFolder, Outcome, is_alive, new_id, newest, start_ticks
 
 
 def launch(name: str, started: float, **more) -> Launch:
@@ -20,7 +20,7 @@ def launch(name: str, started: float, **more) -> Launch:
 def test_what_is_noted_is_read_again(tmp_path):
     folder = LaunchFolder.of(tmp_path, "id-1")
     assert folder.path == tmp_path / "launches" / "id-1"
-    this = launch("id-1", 1.5, pid=os.getpid(), pid_began=began(os.getpid()))
+    this = launch("id-1", 1.5, pid=os.getpid(), pid_began=start_ticks(os.getpid()))
     folder.write_launch(this)
     assert folder.read_launch() == this
     assert folder.read_outcome() is None
@@ -68,9 +68,9 @@ def test_ids_differ_and_say_when():
 def test_a_process_is_known_by_its_beginning():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        since = began(child.pid)
+        since = start_ticks(child.pid)
         assert since is not None
-        assert since == began(child.pid)
+        assert since == start_ticks(child.pid)
         this = launch("x", 1.0, pid=child.pid, pid_began=since)
         assert is_alive(this)
         # Another process that was given the same number.
@@ -78,9 +78,9 @@ def test_a_process_is_known_by_its_beginning():
     finally:
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert began(child.pid) is None, "a zombie runs no more"
+        assert start_ticks(child.pid) is None, "a zombie runs no more"
         child.communicate()
-    assert began(child.pid) is None
+    assert start_ticks(child.pid) is None
 
 
 def test_a_name_with_brackets_and_spaces_hides_no_beginning(tmp_path):
@@ -88,8 +88,8 @@ def test_a_name_with_brackets_and_spaces_hides_no_beginning(tmp_path):
     program.symlink_to("/bin/cat")
     child = subprocess.Popen([str(program)], stdin=subprocess.PIPE)
     try:
-        text = began(child.pid)
+        text = start_ticks(child.pid)
         assert text is not None
-        assert text >= (began(os.getpid()) or 0)
+        assert text >= (start_ticks(os.getpid()) or 0)
     finally:
         child.communicate()

@@ -18,7 +18,7 @@ from gradacc_dist.exits import Exit
 from gradacc_dist.observe.ledger import Ledger, Term, TrainRecord
 from launcher import slurm, watching
 from launcher.cli import main
-from launcher.launches import Launch, LaunchFolder, Outcome, began, newest
+from launcher.launches import Launch, LaunchFolder, Outcome, newest, start_ticks
 
 HERE = socket.gethostname()
 LATER = time.time() + 3600
@@ -58,7 +58,7 @@ def noted(output: Path, **fields: object) -> LaunchFolder:
         started=time.time() - 90,
         command=("train",),
         pid=os.getpid(),
-        pid_began=began(os.getpid()),
+        pid_began=start_ticks(os.getpid()),
     )
     folder = LaunchFolder.of(output, launch.id)
     folder.write_launch(replace(launch, **fields))
@@ -163,7 +163,7 @@ def test_logs_follow_until_the_end_and_lose_nothing(tmp_path):
     folder = noted(tmp_path)
     with folder.log.open("wb") as log:
         writer = subprocess.Popen([sys.executable, "-c", script], stdout=log)
-        noted(tmp_path, pid=writer.pid, pid_began=began(writer.pid))
+        noted(tmp_path, pid=writer.pid, pid_began=start_ticks(writer.pid))
         follow = [sys.executable, "-m", "launcher", "logs", str(tmp_path), "--follow"]
         reader = subprocess.Popen(follow, stdout=subprocess.PIPE, text=True)
         writer.wait()
