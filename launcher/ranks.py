@@ -19,6 +19,7 @@ from launcher.plan import SHUTDOWN_SECONDS, Command
 from launcher.verdict import Verdict, verdict
 
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 10.0
 CLOCK_SECONDS = 30.0
 """What began on another host so long before this start is of an earlier one, for certain."""
 
@@ -81,12 +82,17 @@ def _fatal_end(child: subprocess.Popen[bytes], notes: _Notes) -> Exit | None:
 
 
 def _end_orphans(notes: _Notes) -> None:
-    """Of a launcher that was killed. They are asked to leave, and then not asked."""
-    until = time.monotonic() + SHUTDOWN_SECONDS
-    _signal(notes.living(), signal.SIGTERM)
-    while notes.living() and time.monotonic() < until:
-        time.sleep(POLL_SECONDS)
-    _signal(notes.living(), signal.SIGKILL)
+    """Of a launcher that ended before its ranks. They end by themselves, by the same cause or
+    because they were asked to; else they are asked, and then not asked.
+    """
+    for seconds, number in (
+        (PATIENCE_SECONDS, signal.SIGTERM),
+        (SHUTDOWN_SECONDS, signal.SIGKILL),
+    ):
+        until = time.monotonic() + seconds
+        while notes.living() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        _signal(notes.living(), number)
 
 
 def _signal(processes: list[int], number: int) -> None:
