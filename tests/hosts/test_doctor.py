@@ -227,9 +227,10 @@ def test_c8_the_first_cause_is_the_last_line(two_hosts, config, tmp_path):
     broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "compl\n')
     words = ("--config", config, "--data.train", broken, "--run.output_dir", tmp_path / "out")
     done = on_both(two_hosts, "train", *words)
-    for number, (name, ended) in enumerate(done.items()):
+    for ended in done.values():
         assert ended.returncode == 11, ended.stderr
         last = ended.stderr.rstrip().splitlines()[-1]
-        assert last.startswith(f"gradacc: rank {number} (host {name}, process "), last
+        # Both meet it, and both say which of them was first.
+        assert re.match(r"gradacc: rank (0 \(host n1|1 \(host n2), process ", last), last
         assert f"DataError: {broken}" in last, last
         assert last.endswith("[exit code 11]")
