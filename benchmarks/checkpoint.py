@@ -77,7 +77,7 @@ def measure(world: World, folder: Path, options: argparse.Namespace) -> None:
     (folder / "ledger.jsonl").write_text("{}\n")
     config = Config(run=Run(output_dir=folder), checkpoint=Checkpoint(every_minutes=None))
     notes: list[str] = []
-    saver = Saver(config, engine, describe, Signals(), notes.append, world)
+    saver = Saver(config, engine, describe, Signals(), notes.append, lambda: None, world)
     torch_saves, ours = [], []
     for pair in range(options.pairs + 1):
         torch_saves.append(by_torch(world, engine.module.model, optimizer[-1], folder))
@@ -125,6 +125,8 @@ def describe(window: Window, num_updates: int) -> RunState:
         seed=0,
         num_steps=10**6,
         loss_scale=None,
+        loss_scale_updates=0,
+        loss_scale_borne=0,
         ledger_bytes=3,
         elapsed_seconds=1.0,
         tracker_id=None,
