@@ -20,7 +20,7 @@ from pathlib import Path
 PROGRAMS = ("buildah", "crun", "debootstrap", "podman", "unshare")
 DEBIAN = "bookworm"
 BASE = f"localhost/{DEBIAN}"
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 600
 BUILD_LIMIT_SECONDS = 1800
 
 STORAGE = """

@@ -17,8 +17,8 @@ from hosts.network import Host, connected
 from launching import ROOT, environment
 
 # Every daemon is a process that starts at once; jobs import torch on what may be two busy cores.
-START_LIMIT_SECONDS = 60
-JOB_LIMIT_SECONDS = 240
+START_LIMIT_SECONDS = 120
+JOB_LIMIT_SECONDS = 480
 
 SLOWLY = Path(__file__).parent / "slowly"
 
