@@ -173,8 +173,11 @@ class Job:
 
     def until(self, happened: Callable[[], bool]) -> None:
         def look() -> bool:
-            assert happened() or self.state not in ("FAILED", "CANCELLED", "COMPLETED"), self.log
-            return happened()
+            # First: what has not happened by the job's end never will.
+            has_ended = self.state in ("FAILED", "CANCELLED", "COMPLETED")
+            is_there = happened()
+            assert is_there or not has_ended, self.log
+            return is_there
 
         try:
             self.cluster.until(look)
