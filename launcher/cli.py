@@ -179,22 +179,18 @@ def request_of(
 
 
 def _train(asked: argparse.Namespace, flags: tuple[str, ...]) -> int:
-    from gradacc_dist.exits import LAUNCH_ID
-    from launcher.running import check, output_of, run, show
-    from launcher.watching import require_alone
+    from launcher.running import check, run, show
 
     request = request_of(asked, tuple(flag for flag in flags if flag != "--check"))
     if "--check" in flags:
         return check(request, os.environ)
-    if not asked.dry_run and not os.environ.get(LAUNCH_ID):
-        require_alone(output_of(request, os.environ))
     return show(request, os.environ) if asked.dry_run else run(request, os.environ)
 
 
 def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
     from launcher import local, slurm
+    from launcher.checked import prepared
     from launcher.grace import GRACE_SECONDS
-    from launcher.running import output_of
     from launcher.watching import require_alone
 
     request = request_of(asked, flags)
@@ -209,7 +205,7 @@ def _submit(asked: argparse.Namespace, flags: tuple[str, ...]) -> None:
     elif asked.sbatch or asked.dry_run:
         raise ConfigError("--sbatch and --dry-run go with --slurm, not with --local")
     else:
-        where, output = "training in the background", output_of(request, os.environ)
+        where, output = "training in the background", prepared(request, os.environ).output
         require_alone(output)
         local.submit(request, output)
     print(f"{where}; watch it with: gradacc status {shlex.quote(str(output))}")
@@ -279,7 +275,3 @@ def _init(asked: argparse.Namespace, _flags: tuple[str, ...]) -> None:
 def _forward(name: str, words: Sequence[str]) -> int:
     """Become `python -m gradacc_dist.<name>`: same terminal, same signals, same exit code."""
     os.execv(sys.executable, [sys.executable, "-m", f"gradacc_dist.{name}", *words])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import LAUNCH_ID
+from launcher.checked import prepared
 from launcher.findings import Finding, Reports, findings
 from launcher.launches import LAUNCHES, new_id
-from launcher.machine import Machine, this_machine
+from launcher.machine import Machine
 from launcher.place import Place, place_of
-from launcher.plan import layout_of, plan
+from launcher.plan import plan
 from launcher.ranks import supervised
 from launcher.report import Disk, Report, report
 from launcher.request import Request
 from launcher.rollmessages import Meeting
-from launcher.running import checked, meet, say
+from launcher.running import meet, say
 
 BANDWIDTH = "gradacc_dist.bandwidth"
 GIB = 2**30
@@ -33,9 +34,8 @@ def examine(request: Request, environ: Mapping[str, str]) -> int:
     """
     if request.nodes.is_elastic:
         raise ConfigError(f"--nodes {request.nodes}: the doctor sees to nodes that are all there")
-    machine, place = this_machine(environ, cpu=request.cpu), place_of(environ, request.nodes)
-    layout = layout_of(request, machine)
-    resolved = checked(request, layout, environ)
+    place, here = place_of(environ, request.nodes), prepared(request, environ)
+    machine, layout, resolved = here.machine, here.layout, here.resolved
     if request.nodes.maximum > 1:
         with folder_of_launches(resolved.config.run.folder, is_first=place.is_first):
             meeting = meet(request, place, layout, resolved, environ)

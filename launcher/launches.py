@@ -109,23 +109,23 @@ class LaunchFolder:
 
     def write_launch(self, launch: Launch) -> None:
         """Raises DiskError."""
-        _write(self.path / "launch.json", asdict(launch))
+        write_note(self.path / "launch.json", asdict(launch))
 
     def read_launch(self) -> Launch | None:
         """None where there is none that can be read."""
-        return _read(self.path / "launch.json", _LAUNCH)
+        return read_note(self.path / "launch.json", _LAUNCH)
 
     def write_outcome(self, outcome: Outcome) -> None:
         """Raises DiskError."""
-        _write(self.path / "outcome.json", asdict(outcome))
+        write_note(self.path / "outcome.json", asdict(outcome))
 
     def read_outcome(self) -> Outcome | None:
         """None while it runs, or where its end could not be noted."""
-        return _read(self.path / "outcome.json", _OUTCOME)
+        return read_note(self.path / "outcome.json", _OUTCOME)
 
 
 _LAUNCH, _OUTCOME = TypeAdapter(Launch), TypeAdapter(Outcome)
-_Noted = TypeVar("_Noted", Launch, Outcome)
+_Noted = TypeVar("_Noted")
 
 
 def new_id() -> str:
@@ -165,7 +165,8 @@ def is_alive(launch: Launch) -> bool:
     return ticks is not None and ticks == launch.pid_began
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
+def write_note(path: Path, content: dict[str, object]) -> None:
+    """Whole or not at all, as JSON. Raises DiskError."""
     with DiskError.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
@@ -173,7 +174,8 @@ def _write(path: Path, content: dict[str, object]) -> None:
         partial.replace(path)
 
 
-def _read(path: Path, form: TypeAdapter[_Noted]) -> _Noted | None:
+def read_note(path: Path, form: TypeAdapter[_Noted]) -> _Noted | None:
+    """None where there is none that can be read."""
     try:
         return form.validate_json(path.read_bytes())
     except (OSError, ValidationError):

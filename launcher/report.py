@@ -15,13 +15,8 @@ from pathlib import Path
 
 import gradacc_dist
 import launcher
-from gradacc_dist.config.resolved import (
-    SECTIONS_WITHOUT_EFFECT,
-    WITHOUT_EFFECT,
-    Resolved,
-    fingerprint,
-    leaves,
-)
+from gradacc_dist.checkpoint.store import CHECKPOINTS
+from gradacc_dist.config.resolved import Resolved, fingerprint, has_effect, leaves
 from gradacc_dist.errors import disk_of
 from launcher.gpus import Gpu, gpus
 from launcher.limits import Limits, limits
@@ -87,13 +82,13 @@ def report(resolved: Resolved, layout: Layout, environ: Mapping[str, str] = os.e
         versions=versions(),
         code_sha256=code_sha256(),
         config_sha256=fingerprint(config),
-        settings={path: str(value) for path, value in leaves(config) if _has_effect(path)},
+        settings={path: str(value) for path, value in leaves(config) if has_effect(path)},
         ranks=layout.ranks,
         device=layout.device,
         output=_disk(config.run.folder),
         cache=_disk(config.data.cache_dir.expanduser()),
         shared_memory=_disk(SHARED_MEMORY),
-        checkpoint_bytes=_largest(config.run.folder / "checkpoints"),
+        checkpoint_bytes=_largest(config.run.folder / CHECKPOINTS),
         limits=limits(),
         has_infiniband=Path("/sys/class/infiniband").is_dir(),
         gpus=found,
@@ -138,10 +133,6 @@ def sha256_of(files: Mapping[str, bytes]) -> str:
     for name in sorted(files):
         whole.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
     return whole.hexdigest()
-
-
-def _has_effect(path: str) -> bool:
-    return path not in WITHOUT_EFFECT and path.partition(".")[0] not in SECTIONS_WITHOUT_EFFECT
 
 
 def is_own(address: str) -> bool:

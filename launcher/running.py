@@ -6,22 +6,22 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-from gradacc_dist.config.load import load
 from gradacc_dist.config.present import table
 from gradacc_dist.config.resolved import Resolved
 from gradacc_dist.errors import ConfigError, GradaccError
 from gradacc_dist.exits import LAUNCH_ID
+from launcher.checked import prepared
 from launcher.launches import ATTEMPT, KIND, Kind, Launch, LaunchFolder, Outcome, new_id
-from launcher.machine import Machine, this_machine
+from launcher.machine import Machine
 from launcher.place import Place, place_of, places_of
-from launcher.plan import Layout, layout_of, plan
+from launcher.plan import Layout, plan
 from launcher.ranks import supervised
 from launcher.report import is_own, own_addresses, report
 from launcher.request import Nodes, Request
 from launcher.rollcall import may_be_asked_to_leave, name_of_launch, roll_call
 from launcher.rollmessages import Meeting
+from launcher.watching import require_alone
 
 
 def run(request: Request, environ: Mapping[str, str]) -> int:
@@ -29,11 +29,13 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
 
     Raises ConfigError, with every mistake, before a rank starts.
     """
-    machine, place = this_machine(environ, cpu=request.cpu), place_of(environ, request.nodes)
-    layout = layout_of(request, machine)
-    resolved = checked(request, layout, environ)
+    here = prepared(request, environ)
+    if not environ.get(LAUNCH_ID):
+        require_alone(here.output)
+    machine, layout = here.machine, here.layout
+    place = place_of(environ, request.nodes)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
-    folder = LaunchFolder.of(_output(resolved), launch_id)
+    folder = LaunchFolder.of(here.output, launch_id)
     exits = folder.exits / environ.get(ATTEMPT, "1")
     command = plan(request, machine, place, launch_id, exits)
     _announce(request, machine, place, layout)
@@ -45,7 +47,7 @@ def run(request: Request, environ: Mapping[str, str]) -> int:
         folder.write_launch(Launch.of_process(os.getpid(), launch_id, kind, request.train_words))
     try:
         if request.nodes.maximum > 1 and not request.nodes.is_elastic:
-            _meet_to_train(request, place, layout, resolved, environ)
+            _meet_to_train(request, place, layout, here.resolved, environ)
         result = supervised(command, exits)
     except GradaccError as error:
         if speaks:
@@ -63,10 +65,10 @@ def show(request: Request, environ: Mapping[str, str]) -> int:
 
     Raises ConfigError, with every mistake.
     """
-    machine, places = this_machine(environ, cpu=request.cpu), places_of(environ, request.nodes)
-    resolved = checked(request, layout_of(request, machine), environ)
+    here = prepared(request, environ)
+    machine, places = here.machine, places_of(environ, request.nodes)
     launch_id = environ.get(LAUNCH_ID) or _new_id(request)
-    folder = LaunchFolder.of(_output(resolved), launch_id)
+    folder = LaunchFolder.of(here.output, launch_id)
     for place in places:
         if len(places) > 1:
             print(
@@ -74,23 +76,6 @@ def show(request: Request, environ: Mapping[str, str]) -> int:
             )
         print(plan(request, machine, place, launch_id, folder.exits / environ.get(ATTEMPT, "1")))
     return 0
-
-
-def output_of(request: Request, environ: Mapping[str, str]) -> Path:
-    """The output folder of the run. Raises ConfigError with every mistake of its configuration."""
-    layout = layout_of(request, this_machine(environ, cpu=request.cpu))
-    return _output(checked(request, layout, environ))
-
-
-def _output(resolved: Resolved) -> Path:
-    return resolved.config.run.folder.absolute()
-
-
-def checked(request: Request, layout: Layout, environ: Mapping[str, str]) -> Resolved:
-    """The run's configuration, as its ranks will find it. Raises ConfigError."""
-    ranks = layout.total(request.nodes.minimum)
-    seen = {**environ, "WORLD_SIZE": str(ranks)}
-    return load(request.config, request.run_flags, seen)
 
 
 def meet(
@@ -127,8 +112,7 @@ def _new_id(request: Request) -> str:
 
 def check(request: Request, environ: Mapping[str, str]) -> int:
     """Print every setting of the run with its source. Raises ConfigError with every mistake."""
-    layout = layout_of(request, this_machine(environ, cpu=request.cpu))
-    print(table(checked(request, layout, environ)))
+    print(table(prepared(request, environ).resolved))
     return 0
 
 

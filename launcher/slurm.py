@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from gradacc_dist.errors import ConfigError, DiskError
+from launcher.checked import checked, output_of
 from launcher.grace import mistake_of_grace
 from launcher.launches import Launch, LaunchFolder, new_id
 from launcher.plan import Layout
 from launcher.request import Request
-from launcher.running import checked
 from launcher.slurm_script import batch_script
 
 SCRIPT = "job.sh"
@@ -38,8 +38,7 @@ def prepare(
     resolved = checked(request, layout, environ)
     if mistake := mistake_of_grace(resolved, grace_seconds):
         raise ConfigError(mistake)
-    output = resolved.config.run.folder.absolute()
-    folder = LaunchFolder.of(output, new_id())
+    folder = LaunchFolder.of(output_of(resolved), new_id())
     return folder, batch_script(request, folder, options, grace_seconds)
 
 

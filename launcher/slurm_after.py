@@ -6,25 +6,23 @@ look like a failure's.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from gradacc_dist.checkpoint.store import CHECKPOINTS, Store
-from gradacc_dist.errors import ConfigError, DiskError
+from gradacc_dist.errors import ConfigError
 from gradacc_dist.exits import Exit, read_exits
 from launcher.decisions import FINAL, MEANT
-from launcher.launches import LaunchFolder, Outcome
+from launcher.launches import LaunchFolder, Outcome, read_note, write_note
 from launcher.slurm import may_requeue
 from launcher.slurm_script import TRY_AGAIN
 from launcher.verdict import NO_PROGRESS, PREEMPTED, Verdict, verdict
 
+PROGRESS = "progress.json"
 MAX_FRUITLESS = 3
 MAX_PREEMPTED = 20
 
@@ -80,11 +78,11 @@ def after(folder: LaunchFolder, this: Try) -> int:
     said = noted if noted and noted.ended >= this.began else None  # not by an earlier try
     exits = read_exits(folder.exits / str(this.attempt))
     ended = judged(this.status, exits, said, asked=this.asked)
-    before = _read_progress(folder)
+    before = read_note(folder.path / PROGRESS, _PROGRESS) or Progress()
     store = Store(folder.output / CHECKPOINTS)
     newest = max((step for step, _ in store.candidates()), default=-1)
     progress = before.after(this.attempt, newest, preempted=ended.exit_code == PREEMPTED)
-    _write_progress(folder, progress)
+    write_note(folder.path / PROGRESS, asdict(progress))
 
     ended, again, why = _decided(folder, ended, progress, this.job_id)
     restarts = this.attempt - 1
@@ -143,22 +141,3 @@ def _no_progress(exit_code: int, progress: Progress) -> str | None:
         f"asked to leave {progress.preempted} times without a newer checkpoint; the job's time "
         "limit has to be longer than --grace, the start of the ranks and a window together"
     )
-
-
-def _read_progress(folder: LaunchFolder) -> Progress:
-    try:
-        return _PROGRESS.validate_json(_progress_file(folder).read_bytes())
-    except (OSError, ValidationError):
-        return Progress()
-
-
-def _write_progress(folder: LaunchFolder, progress: Progress) -> None:
-    path = _progress_file(folder)
-    with DiskError.naming(path):
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(asdict(progress)) + "\n")
-        partial.replace(path)
-
-
-def _progress_file(folder: LaunchFolder) -> Path:
-    return folder.path / "progress.json"

@@ -42,15 +42,19 @@ def fingerprint(config: Config) -> str:
     folders, `run.overwrite` and what is only shown. What must stay between resumes is less: see
     `identity`.
     """
-    tree = config.model_dump(mode="json", exclude=set(SECTIONS_WITHOUT_EFFECT))
     kept = {
         f"{section}.{field}": value
-        for section, content in tree.items()
+        for section, content in config.model_dump(mode="json").items()
         for field, value in content.items()
-        if f"{section}.{field}" not in WITHOUT_EFFECT
+        if has_effect(f"{section}.{field}")
     }
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def has_effect(path: str) -> bool:
+    """Whether ranks must have the field, or the entry of one, alike."""
+    return path not in WITHOUT_EFFECT and path.partition(".")[0] not in SECTIONS_WITHOUT_EFFECT
 
 
 def leaves_of(path: str, value: object) -> Iterator[tuple[str, object]]:
